@@ -1,0 +1,1 @@
+"""Tests; `tests.reference` holds the NumPy float64 references."""

@@ -1,0 +1,70 @@
+"""What every test runs under: 8 host devices, no rank promotion, warnings as errors (pyproject.toml), fixed examples.
+
+pytest reads this file before it imports any test or salt_jax itself, so that the flags below precede JAX's backends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+HOST_DEVICES = 8
+_DEVICE_FLAG = "--xla_force_host_platform_device_count"
+
+_callers_xla_flags = os.environ.get("XLA_FLAGS", "")
+if _DEVICE_FLAG not in _callers_xla_flags:
+    if "jax" in sys.modules:
+        raise RuntimeError("tests/conftest.py must come before jax is imported: run pytest from the repository's root")
+    os.environ["XLA_FLAGS"] = f"{_callers_xla_flags} {_DEVICE_FLAG}={HOST_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile("salt", derandomize=True, deadline=None, max_examples=25, database=None)
+hypothesis.settings.load_profile("salt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `mesh` need several devices, which another JAX_PLATFORMS may not have."""
+    meshed = [item for item in items if item.get_closest_marker("mesh")]
+    if meshed and jax.device_count() < HOST_DEVICES:
+        reason = f"needs {HOST_DEVICES} devices, {jax.default_backend()} has {jax.device_count()}"
+        for item in meshed:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the authors' outputs, beside the checkout."""
+    folder = REPOSITORY.parent / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the authors' outputs are not here: no ../shared/golden beside the checkout")
+    return folder
+
+
+@pytest.fixture
+def no_transfers() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with no_transfers():` an implicit copy from host to device is an error; jax.device_put is allowed."""
+    return lambda: jax.transfer_guard("disallow")
+
+
+@pytest.fixture(scope="session")
+def subprocess_env() -> dict[str, str]:
+    """The environment for a process that a test starts from the repository's root: one device, as users have.
+
+    Shared by all tests: extend it with `subprocess_env | {...}`.
+    """
+    env = dict(os.environ)
+    flags = [flag for flag in env["XLA_FLAGS"].split() if not flag.startswith(_DEVICE_FLAG)]
+    env["XLA_FLAGS"] = " ".join(flags)
+    # The Makefile's own variables, and what pytest and pytest-xdist tell their workers, are not for children.
+    return {key: value for key, value in env.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST_"))}

@@ -1,0 +1,201 @@
+"""The rules that tests/test_house.py holds the code to, each a function from source text to a list of complaints."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# The five floors of the architecture: an import goes to a lower floor, or stays on its floor without a circle.
+FLOORS = {
+    "tasks": 1, "rollout": 1, "geometry": 1, "vocab": 1,
+    "policy": 2, "salt": 2, "selection": 2, "allocation": 2,
+    "evaluate": 3, "objective": 3,
+    "training": 4,
+    "experiments": 5,
+}  # fmt: skip
+
+# What the floors alone would allow.
+FORBIDDEN = {
+    "geometry": {"policy", "tasks", "training", "rollout"},
+    "salt": {"policy", "tasks", "training", "rollout"},
+    "objective": {"tasks"},
+}
+HEAVY = ("tensorflow", "torch", "keras")
+UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_ATTRIBUTES = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
+UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
+WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective")
+
+Sources = Mapping[str, str]  # dotted module name → text; a package goes by its own name
+
+
+def python_files(*folders: str) -> list[Path]:
+    """The tracked rooms' files, in a fixed order."""
+    return sorted(path for folder in folders for path in (REPOSITORY / folder).rglob("*.py"))
+
+
+def read_sources(*folders: str) -> dict[str, str]:
+    """Every module under the folders, by dotted name."""
+    sources = {}
+    for path in python_files(*folders):
+        parts = path.relative_to(REPOSITORY).with_suffix("").parts
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
+    return sources
+
+
+def imports(module: str, sources: Sources) -> Iterator[str]:
+    """Dotted names of all that a module imports, anywhere in it; a submodule, not its package, where both fit."""
+    is_package = any(name.startswith(module + ".") for name in sources)
+    for node in ast.walk(ast.parse(sources[module])):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                kept = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*kept, base] if base else kept)
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                inside = base == "salt_jax" or full in sources
+                yield full if inside else base
+
+
+def room(module: str) -> str | None:
+    """The room of a module of this project: salt_jax.policy.sampler is in policy; None for what is in no room."""
+    first, _, rest = module.partition(".")
+    if first == "experiments":
+        return first
+    if first != "salt_jax" or not rest:
+        return None
+    name = rest.partition(".")[0]
+    return "salt" if name.startswith("salt_") else name
+
+
+def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
+    """Every circle that a depth-first walk closes, as the names along it."""
+    found, done = [], set()
+
+    def walk(node: str, path: list[str]) -> None:
+        if node in path:
+            found.append([*path[path.index(node) :], node])
+        elif node not in done:
+            for target in sorted(edges.get(node, ())):
+                walk(target, [*path, node])
+            done.add(node)
+
+    for start in sorted(edges):
+        walk(start, [])
+    return found
+
+
+def import_complaints(sources: Sources) -> list[str]:
+    """Where imports go up, go where a room must not look, or run in a circle (between rooms, or between modules)."""
+    complaints = []
+    room_edges: dict[str, set[str]] = {}
+    module_edges: dict[str, set[str]] = {}
+    for module in sources:
+        here = room(module)
+        if here is not None and here not in FLOORS:
+            complaints.append(f"{module}: {here} has no floor: name one in tests/house.py")
+            continue
+        for target in imports(module, sources):
+            top, there = target.partition(".")[0], room(target)
+            if top in ("tests", "notebooks") or (top == "configs" and here not in (None, "experiments")):
+                complaints.append(f"{module} imports {target}")
+            if module.partition(".")[0] == "configs":
+                if top in ("salt_jax", "experiments"):
+                    complaints.append(f"{module} imports {target}: configs are data only")
+                continue
+            if target in sources and target != module:
+                module_edges.setdefault(module, set()).add(target)
+            if here is None or there is None or here == there or there not in FLOORS:
+                continue
+            room_edges.setdefault(here, set()).add(there)
+            if FLOORS[there] > FLOORS[here]:
+                complaints.append(f"{module} (floor {FLOORS[here]}) imports {target} (floor {FLOORS[there]})")
+            if there in FORBIDDEN.get(here, ()):
+                complaints.append(f"{module} imports {target}: {here} knows nothing of {there}")
+    for circle in circles(room_edges) + circles(module_edges):
+        complaints.append("circle: " + " → ".join(circle))
+    return complaints
+
+
+def heavy_complaints(sources: Sources) -> list[str]:
+    """Imports of TensorFlow or torch, even inside a function."""
+    return [
+        f"{module} imports {target}"
+        for module in sources
+        for target in imports(module, sources)
+        if target.partition(".")[0] in HEAVY
+    ]
+
+
+def unsafe_complaints(sources: Sources) -> list[str]:
+    """Pickles, evaluated strings, shells, and JAX's private modules."""
+    complaints = []
+    for module, text in sources.items():
+        for target in imports(module, sources):
+            if target.partition(".")[0] in UNSAFE_IMPORTS or target.startswith("jax._src"):
+                complaints.append(f"{module} imports {target}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name in UNSAFE_CALLS | UNSAFE_ATTRIBUTES:
+                    complaints.append(f"{module}:{node.lineno} calls {name}")
+                for keyword in node.keywords:
+                    off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                    if keyword.arg in UNSAFE_ARGUMENTS and not off:
+                        complaints.append(f"{module}:{node.lineno} passes {keyword.arg}")
+    return complaints
+
+
+def docstring_complaints(sources: Sources) -> list[str]:
+    """Modules, public functions and classes without a docstring; functions of the API without an example.
+
+    The API of salt, geometry and objective is what `from salt_jax import geometry` offers: the functions a package
+    takes from its files, or those of the file itself.
+    """
+    complaints = []
+    api = {target for package in WITH_EXAMPLES if package in sources for target in _offered(package, sources)}
+    for module, text in sources.items():
+        tree = ast.parse(text)
+        if ast.get_docstring(tree) is None:
+            complaints.append(f"{module} has no docstring")
+        exported = _all_names(tree)
+        private_module = module.rpartition(".")[2].startswith("_")
+        for node in tree.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                continue
+            public = not private_module and not node.name.startswith("_")
+            if exported is not None:
+                public = node.name in exported
+            docstring = ast.get_docstring(node) or ""
+            if public and not docstring:
+                complaints.append(f"{module}.{node.name} has no docstring")
+            elif f"{module}.{node.name}" in api and not isinstance(node, ast.ClassDef) and ">>>" not in docstring:
+                complaints.append(f"{module}.{node.name} has no example (>>>)")
+    return complaints
+
+
+def _offered(package: str, sources: Sources) -> Iterator[str]:
+    """The functions a module defines, and the names it takes from files below it, each as module.name."""
+    for node in ast.parse(sources[package]).body:
+        if isinstance(node, ast.FunctionDef):
+            yield f"{package}.{node.name}"
+        elif isinstance(node, ast.ImportFrom):
+            base = f"{package}.{node.module}" if node.level else str(node.module)
+            if base.startswith(f"{package}."):
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _all_names(tree: ast.Module) -> set[str] | None:
+    for node in tree.body:
+        targets: Iterable[ast.expr] = node.targets if isinstance(node, ast.Assign) else ()
+        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
+            return set(ast.literal_eval(node.value))  # type: ignore[attr-defined]
+    return None

@@ -1,0 +1,320 @@
+"""The house rules: floors, sizes, docstrings, the lock, the commands. The rules themselves are in tests/house.py."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import ml_collections
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests import house
+from tests.house import REPOSITORY
+
+CODE = ("salt_jax", "experiments", "configs")
+LIMIT = 400
+SOURCES = house.read_sources(*CODE)
+
+
+def _config_files() -> list[Path]:
+    """The runs' configs; configs/base.py is what they share, and no run."""
+    paths = [path for path in house.python_files("configs") if path.name != "base.py"]
+    return [path for path in paths if "def get_config(" in path.read_text()]
+
+
+# --- sizes ---
+
+
+def test_no_file_outgrows_its_room():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in house.python_files(*CODE)}
+    assert {name: length for name, length in lengths.items() if length > LIMIT} == {}
+
+
+def test_the_main_is_short():
+    main = REPOSITORY / "experiments" / "train.py"
+    if not main.exists():
+        pytest.skip("experiments/train.py does not exist yet")
+    assert len(main.read_text().splitlines()) <= 60
+
+
+# --- imports ---
+
+
+def test_imports_go_down():
+    assert house.import_complaints(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "complaint"),
+    [
+        ({"salt_jax.tasks.task": "from salt_jax.policy import sampler"}, "(floor 1) imports salt_jax.policy"),
+        ({"salt_jax.objective.losses": "from salt_jax import training"}, "(floor 3) imports salt_jax.training"),
+        ({"salt_jax.rollout": "def f():\n    import salt_jax.evaluate"}, "(floor 1) imports salt_jax.evaluate"),
+        ({"salt_jax.training.step": "from experiments import train"}, "(floor 4) imports experiments"),
+        ({"salt_jax.objective.kl": "from salt_jax.tasks.task import Task"}, "objective knows nothing of tasks"),
+        ({"salt_jax.salt": "from salt_jax.policy import logprobs"}, "salt knows nothing of policy"),
+        ({"salt_jax.salt_controls": "from salt_jax.rollout import RolloutBatch"}, "salt knows nothing of rollout"),
+        ({"salt_jax.geometry.gram": "from ..tasks import task"}, "geometry knows nothing of tasks"),
+        ({"salt_jax.geometry": "from .. import tasks", "salt_jax.geometry.a": ""}, "geometry knows nothing of tasks"),
+        ({"configs.arithmetic": "from salt_jax import salt"}, "configs are data only"),
+        ({"salt_jax.training.loop": "from configs import base"}, "salt_jax.training.loop imports configs"),
+        ({"salt_jax.evaluate": "from tests import reference"}, "salt_jax.evaluate imports tests"),
+        ({"salt_jax.cellar": ""}, "cellar has no floor"),
+        (
+            {"salt_jax.tasks": "from salt_jax import rollout", "salt_jax.rollout": "from salt_jax.tasks import task"},
+            "circle: rollout → tasks → rollout",
+        ),
+        (
+            {"salt_jax.policy": "", "salt_jax.policy.a": "from .b import f", "salt_jax.policy.b": "from . import a"},
+            "circle: salt_jax.policy.a → salt_jax.policy.b → salt_jax.policy.a",
+        ),
+    ],
+)
+def test_a_wrong_import_is_caught(sources, complaint):
+    assert any(complaint in line for line in house.import_complaints(sources)), house.import_complaints(sources)
+
+
+def test_right_imports_are_not_caught():
+    sources = {
+        "salt_jax.vocab": "import jax.numpy as jnp\n",
+        "salt_jax.geometry": "from salt_jax.geometry.gram import gram\nfrom salt_jax.geometry import spectrum",
+        "salt_jax.geometry.gram": "from salt_jax.vocab import stream",
+        "salt_jax.geometry.spectrum": "from . import gram",
+        "salt_jax.salt": "from salt_jax import geometry",
+        "salt_jax.training.step": "from salt_jax import salt, geometry\nfrom salt_jax.objective import losses",
+        "experiments.train": "from salt_jax.training import loop\nfrom configs import arithmetic",
+        "configs.arithmetic": "import ml_collections\nfrom configs import base",
+    }
+    assert house.import_complaints(sources) == []
+
+
+def test_no_tensorflow_and_no_torch_in_the_text():
+    assert house.heavy_complaints(SOURCES) == []
+    assert house.heavy_complaints({"salt_jax.tasks.task": "def f():\n    import tensorflow as tf"})
+
+
+def _python(code: str, env: dict[str, str]) -> str:
+    run = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_no_tensorflow_and_no_torch_at_run_time(subprocess_env):
+    """Every room is imported in a fresh process: what an extra brings is imported inside functions only."""
+    code = """
+import importlib, pkgutil, sys
+import salt_jax
+assert "jax" not in sys.modules, "import salt_jax alone must stay light"
+for module in pkgutil.walk_packages(salt_jax.__path__, "salt_jax."):
+    importlib.import_module(module.name)
+print([name for name in ("tensorflow", "torch", "keras", "transformers") if name in sys.modules])
+"""
+    assert _python(code, subprocess_env).splitlines()[-1] == "[]"
+
+
+# --- text ---
+
+
+def test_nothing_unpickles_or_evaluates_text():
+    assert house.unsafe_complaints(SOURCES) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import pickle",
+        "from jax._src import core",
+        "eval('1')",
+        "np.load(path, allow_pickle=True)",
+        "subprocess.run(command, shell=True)",
+        "os.system('ls')",
+    ],
+)
+def test_unsafe_text_is_caught(text):
+    assert len(house.unsafe_complaints({"salt_jax.tasks.task": text})) == 1
+
+
+def test_safe_text_is_not_caught():
+    text = "jax.eval_shape(f)\nmodel.eval()\njax.jit(f).lower(x).compile()\nnp.load(path, allow_pickle=False)"
+    assert house.unsafe_complaints({"salt_jax.tasks.task": text}) == []
+
+
+def test_public_names_have_docstrings_and_examples():
+    package = {name: text for name, text in SOURCES.items() if name.startswith("salt_jax")}
+    assert house.docstring_complaints(package) == []
+
+
+def test_missing_docstrings_are_caught():
+    functions = '"""."""\ndef f():\n    """No example."""\ndef _g(): pass\nclass C: pass'
+    sources = {
+        "salt_jax.geometry": '"""."""\nfrom salt_jax.geometry.gram import f',
+        "salt_jax.geometry.gram": functions,
+        "salt_jax.geometry.inner": '"""."""\ndef f():\n    """Not offered: needs no example."""',
+        "salt_jax.objective": '"""."""\nfrom .kl import k',
+        "salt_jax.objective.kl": '"""."""\ndef k():\n    """No example."""',
+        "salt_jax.salt": '"""."""\ndef reweight():\n    """No example."""\ndef h():\n    """>>> 1"""',
+        "salt_jax.tasks.task": '__all__ = ["_f"]\ndef _f(): pass\ndef g(): pass',
+    }
+    assert house.docstring_complaints(sources) == [
+        "salt_jax.geometry.gram.f has no example (>>>)",
+        "salt_jax.geometry.gram.C has no docstring",
+        "salt_jax.objective.kl.k has no example (>>>)",
+        "salt_jax.salt.reweight has no example (>>>)",
+        "salt_jax.tasks.task has no docstring",
+        "salt_jax.tasks.task._f has no docstring",
+    ]
+
+
+# --- configs ---
+
+
+@pytest.mark.parametrize("path", _config_files(), ids=lambda path: path.stem)
+def test_a_config_says_its_command_and_has_a_small_form(path):
+    module = importlib.import_module(f"configs.{path.stem}")
+    assert module.__doc__, "a config's docstring says the command and the expected result"
+    assert f"configs/{path.name}" in module.__doc__ or "make " in module.__doc__
+    parameters = list(inspect.signature(module.get_config).parameters.values())
+    assert parameters, "get_config takes an argument: --config=configs/NAME.py:small"
+    for arguments in ((), ("small",)) if parameters[0].default is not parameters[0].empty else (("small",),):
+        config = module.get_config(*arguments)
+        assert isinstance(config, ml_collections.ConfigDict)
+        assert config.is_locked, "a locked ConfigDict refuses unknown keys"
+
+
+# --- packaging ---
+
+
+def _pins() -> list[Requirement]:
+    lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def _pinned(python: str, platform: str = "linux") -> dict[str, str]:
+    """Name → version for one Python and platform: pip's view of the lock."""
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": platform}
+    environment |= {"implementation_name": "cpython", "platform_python_implementation": "CPython"}
+    pins: dict[str, str] = {}
+    for pin in _pins():
+        if pin.marker is None or pin.marker.evaluate(environment):
+            assert canonicalize_name(pin.name) not in pins, f"{pin.name} is pinned twice on Python {python}"
+            (specifier,) = pin.specifier
+            assert specifier.operator == "=="
+            pins[canonicalize_name(pin.name)] = specifier.version
+    return pins
+
+
+def _project() -> dict:
+    return tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+def test_the_lock_has_versions_and_markers_only():
+    text = (REPOSITORY / "constraints.txt").read_text()
+    assert not re.search(r"://|file:|--|\[|\\|^-", text, flags=re.MULTILINE)
+    assert all(pin.url is None and not pin.extras for pin in _pins())
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_lock_meets_every_requirement(python, platform):
+    pins = _pinned(python, platform)
+    extras = _project()["optional-dependencies"].values()
+    for requirement in map(Requirement, [*_project()["dependencies"], *(line for extra in extras for line in extra)]):
+        version = pins[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement} against {version}: run `make lock`"
+    assert not {"torch", "tensorflow", "tensorflow-cpu", "tf-nightly", "keras"} & set(pins)
+
+
+def test_the_lock_holds_the_versions_for_each_python():
+    assert (_pinned("3.11")["jax"], _pinned("3.11")["flax"]) == ("0.10.2", "0.12.8")
+    for python in ("3.12", "3.13"):
+        assert tuple(map(int, _pinned(python)["jax"].split(".")[:2])) >= (0, 11)
+
+
+def test_the_installed_versions_are_the_locks():
+    """What this suite runs with is what the lock says, in an environment that make made."""
+    if not (Path(sys.prefix) / ".installed").exists():
+        pytest.skip("this environment was not made by make: its versions are its owner's choice")
+    pins = _pinned(f"{sys.version_info.major}.{sys.version_info.minor}", sys.platform)
+    names = [canonicalize_name(Requirement(line).name) for line in _project()["dependencies"]]
+    assert {name: metadata.version(name) for name in names} == {name: pins[name] for name in names}
+
+
+def test_extras_are_all_there():
+    assert {"cuda", "tpu", "hf", "math", "gym", "dev"} <= set(_project()["optional-dependencies"])
+
+
+# --- commands ---
+
+
+def _recipe(target: str) -> str:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    return re.search(rf"^{target}:.*\n((?:\t.*\n)*)", makefile, flags=re.MULTILINE)[0]
+
+
+def test_hooks_are_local_and_are_part_of_make_test():
+    config = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())
+    assert {repo["repo"] for repo in config["repos"]} == {"local"}
+    for hook in config["repos"][0]["hooks"]:
+        assert hook["language"] == "system"
+        command, target = hook["entry"].split()
+        assert command == "make"
+        assert target in _recipe("lint").split("##")[0].split()
+    assert "lint" in _recipe("test").split("##")[0].split()
+
+
+def test_ci_runs_make_test():
+    script = REPOSITORY / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert script.read_text().splitlines()[-1] == "exec make test"
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_document_names_exists(document):
+    path = REPOSITORY / document
+    if not path.exists():
+        pytest.skip(f"{document} does not exist yet")
+    text = path.read_text()
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"^ *make ([a-z]+)|`make ([a-z]+)", text, flags=re.MULTILINE):
+        assert f"\n{''.join(target)}:" in makefile, f"{document} names make {''.join(target)}"
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (REPOSITORY / link).exists(), f"{document} links to {link}"
+
+
+def _make(*arguments: str) -> subprocess.CompletedProcess:
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    callers = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV")
+    env = {key: value for key, value in os.environ.items() if key not in callers}
+    command = ["make", *arguments]
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+
+
+def test_a_python_that_will_not_do_is_one_clear_line(tmp_path):
+    venv = tmp_path / "venv"
+    run = _make("setup", f"VENV={venv}", "PYTHON=false")
+    assert run.returncode != 0
+    assert run.stderr.splitlines()[0] == "error: salt-jax needs Python 3.11 or newer, and PYTHON=false is not that"
+    assert not venv.exists()
+
+
+def test_clean_keeps_runs():
+    assert "runs" not in _recipe("clean").split("##")[1].split("\n", 1)[1]
+
+
+def test_train_is_the_comparison():
+    run = _make("-n", "train", "WORKDIR=somewhere")
+    assert "experiments.compare --config=configs/arithmetic.py --workdir=somewhere" in run.stdout
