@@ -1,0 +1,241 @@
+"""SALT: reweight advantages by the geometry of the rollouts' gradients (arXiv 2606.05800, Eq. 12–18).
+
+    k   = clip(round(ρ · PR(K)), k_min, min(k_max, m)),  at most the numerical rank of K
+    P   = V_k V_kᵀ, V_k the eigenvectors of the k largest eigenvalues of K;   P⊥ = I − P
+    α   = clip(1 − n_eff(K, a), α_min, α_max)
+    a'  = P a + α P⊥[a]₊
+
+Usable alone, from any JAX trainer: a Gram matrix and advantages in, advantages out. What has no entry in the
+paper (edge cases, controls) is defined here and in `salt_jax.salt_variants`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from salt_jax.geometry.numerics import (
+    normalized,
+    power_of_two_exponent,
+    quadratic_form,
+    safe_ratio,
+    times_power_of_two,
+)
+from salt_jax.geometry.spectrum import participation_ratio, relative_eigengap, spectrum
+from salt_jax.salt_variants import NEEDS, VARIANTS, Inputs
+
+__all__ = ["VARIANTS", "SaltConfig", "SaltOutput", "reweight"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SaltConfig:
+    """How to reweight; hashable, static under jit. A bad value raises a one-line ValueError naming its field.
+
+    >>> SaltConfig(variant="slat")
+    Traceback (most recent call last):
+    ...
+    ValueError: variant must be one of salt, shared_only, ..., soft_filter, got 'slat'
+    """
+
+    rho: float = 1.0  # subspace size per unit of participation ratio, > 0 (the release's code: 0.5)
+    k_min: int = 1  # directions at least, >= 1
+    k_max: int | None = None  # directions at most, >= k_min; None: the number of rollouts (the release: 64)
+    alpha_min: float = 0.0  # gain of the residual channel at least, in [0, 1]
+    alpha_max: float = 1.0  # at most, in [alpha_min, 1]
+    variant: str = "salt"  # a name in VARIANTS
+    rescale: bool = False  # give a' the standard deviation of a (over valid rollouts)
+    fixed_alpha: float = 0.5  # the gain of variant 'fixed_alpha', in [0, 1]
+
+    def __post_init__(self) -> None:
+        if not (_is_number(self.rho) and 0 < self.rho < math.inf):
+            raise ValueError(f"rho must be a finite number > 0, got {self.rho!r}")
+        if not (_is_integer(self.k_min) and self.k_min >= 1):
+            raise ValueError(f"k_min must be an integer >= 1, got {self.k_min!r}")
+        if self.k_max is not None and not (_is_integer(self.k_max) and self.k_max >= self.k_min):
+            raise ValueError(f"k_max must be None or an integer >= k_min = {self.k_min}, got {self.k_max!r}")
+        for name in ("alpha_min", "alpha_max", "fixed_alpha"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value <= 1):
+                raise ValueError(f"{name} must be a number in [0, 1], got {value!r}")
+        if self.alpha_min > self.alpha_max:
+            raise ValueError(f"alpha_min must be <= alpha_max = {self.alpha_max}, got {self.alpha_min}")
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        if not isinstance(self.rescale, bool):
+            raise ValueError(f"rescale must be True or False, got {self.rescale!r}")
+
+
+class SaltOutput(NamedTuple):
+    """The reweighted advantages and what was seen on the way; constants for differentiation, float32.
+
+    advantages (m,): a'.  shared (m,): P a.  residual (m,): the residual channel before α, P⊥[a]₊ for 'salt'.
+    alpha (): gain used.  k (): int32, dimension of the dominant subspace.  participation_ratio (): PR(K).
+    n_eff (): n_eff(K, a).  eigengap (): (λ_k − λ_{k+1}) / λ_k, small where P is ill-defined.
+    ok (): False where nothing could be reweighted and a' = a: K = 0 (participation_ratio 0), or NaN or inf in
+      K, a, success_rate or entropy (participation_ratio NaN). A trainer makes the second a loud error.
+    """
+
+    advantages: jax.Array
+    shared: jax.Array
+    residual: jax.Array
+    alpha: jax.Array
+    k: jax.Array
+    participation_ratio: jax.Array
+    n_eff: jax.Array
+    eigengap: jax.Array
+    ok: jax.Array
+
+
+def reweight(
+    gram: jax.Array,
+    advantages: jax.Array,
+    config: SaltConfig,
+    *,
+    valid: jax.Array | None = None,
+    key: jax.Array | None = None,
+    success_rate: jax.Array | None = None,
+    entropy: tuple[Any, Any, Any] | None = None,
+) -> SaltOutput:
+    """a' = P a + α P⊥[a]₊ (arXiv 2606.05800, Eq. 12–18), or the ablation or control that config.variant names.
+
+    | input | result |
+    |---|---|
+    | all advantages 0 | a' = 0 exactly, n_eff 0, ok |
+    | K = 0 | a' = a, shared = a, residual, α, k, PR, n_eff 0, not ok (ok where no rollout is valid at all) |
+    | m = 1 (one valid rollout) | k = 1, a' = a exactly ('salt') |
+    | rank-deficient K | k at most the rank |
+    | NaN or inf in K, a (valid part) | a' = shared = a, residual, α, k, eigengap 0, PR, n_eff NaN, not ok |
+    | padding rows | a' = 0 there, no effect elsewhere |
+
+    a' permutes with the rollouts (but for variants that draw from `key`), does not depend on the scale of K and
+    scales with a. Pure, deterministic; jit- and vmap-able (vmap over leading axes of the arrays).
+
+    Args:
+      gram: (m, m) of the mini-batch (or group).
+      advantages: (m,) group-relative advantages a.
+      config: SaltConfig, static.
+      valid: (m,) bool, False for padding; None means all. What stands in padding, NaN included, is ignored.
+      key: PRNG key; needed by random_projection, permuted, matched_random.
+      success_rate: (m,) success rate p_g in [0, 1] of the rollout's group; needed by scaled.
+      entropy: (now, running minimum, running maximum) in nats; needed by entropy_alpha.
+
+    Raises:
+      ValueError: shapes that do not fit, or a missing argument that the variant needs.
+
+    >>> K = jnp.diag(jnp.array([4.0, 1.0, 1.0]))
+    >>> out = reweight(K, jnp.array([1.0, 1.0, -2.0]), SaltConfig(k_max=1))
+    >>> out.advantages.tolist(), int(out.k), float(out.alpha), float(out.n_eff)
+    ([1.0, 0.0, 0.0], 1, 0.0, 1.0)
+    """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or advantages.shape != gram.shape[:1]:
+        raise ValueError(f"gram must be (m, m) and advantages (m,), got {gram.shape} and {advantages.shape}")
+    for name, array in (("valid", valid), ("success_rate", success_rate)):
+        if array is not None and array.shape != advantages.shape:
+            raise ValueError(f"{name} {array.shape} must have the shape of advantages {advantages.shape}")
+    given = {"key": key, "success_rate": success_rate, "entropy": entropy}
+    needed = NEEDS.get(config.variant)
+    if needed is not None and given[needed] is None:
+        raise ValueError(f"variant {config.variant!r} needs the argument {needed}")
+    used = {name: value if name == needed else None for name, value in given.items()}
+    valid = jnp.ones(advantages.shape, bool) if valid is None else valid.astype(bool)
+    numbers = {
+        "rho": config.rho,
+        "k_min": config.k_min,
+        "k_max": gram.shape[0] if config.k_max is None else config.k_max,
+        "alpha_min": config.alpha_min,
+        "alpha_max": config.alpha_max,
+        "fixed_alpha": config.fixed_alpha,
+    }
+    return _reweight(gram, advantages, valid, numbers, variant=config.variant, rescale=config.rescale, **used)
+
+
+# The numbers of a configuration are arguments, not constants: a sweep over rho compiles once.
+@functools.partial(jax.jit, static_argnames=("variant", "rescale"))
+def _reweight(
+    gram: jax.Array,
+    advantages: jax.Array,
+    valid: jax.Array,
+    numbers: dict[str, Any],
+    *,
+    variant: str,
+    rescale: bool,
+    key: jax.Array | None,
+    success_rate: jax.Array | None,
+    entropy: tuple[Any, Any, Any] | None,
+) -> SaltOutput:
+    gram, advantages = lax.stop_gradient((gram, advantages))
+    given_m = jnp.where(valid, jnp.asarray(advantages, jnp.float32), 0.0)
+    gram_mxm, _ = normalized(gram, valid)
+    finite = jnp.isfinite(gram_mxm).all() & jnp.isfinite(given_m).all()
+    if success_rate is not None:
+        success_rate = jnp.where(valid, lax.stop_gradient(success_rate), 0.0)
+        finite &= jnp.isfinite(success_rate).all()
+    if entropy is not None:
+        entropy = lax.stop_gradient(entropy)
+        finite &= jnp.isfinite(jnp.stack([jnp.asarray(value, jnp.float32) for value in entropy])).all()
+    empty = jnp.all(gram_mxm == 0)
+    usable = finite & ~empty
+    # Where there is nothing to decompose, decompose the identity and discard it: no NaN reaches eigh.
+    gram_mxm = jnp.where(usable, gram_mxm, jnp.diag(valid.astype(jnp.float32)))
+    exponent = power_of_two_exponent(given_m)
+    a_m = jnp.where(usable, times_power_of_two(given_m, -exponent), 0.0)
+
+    basis = spectrum(gram_mxm, valid=valid)
+    pr = participation_ratio(gram_mxm)
+    n_eff = safe_ratio(quadratic_form(gram_mxm, a_m), jnp.sum(a_m**2 * jnp.diagonal(gram_mxm)))
+    # Clipped before the cast: a huge rho must not overflow an int32.
+    k = jnp.clip(jnp.round(numbers["rho"] * pr), 0, gram.shape[0]).astype(jnp.int32)
+    k = jnp.minimum(jnp.maximum(k, numbers["k_min"]), numbers["k_max"])
+    k = jnp.minimum(k, basis.rank)  # rank <= number of valid rollouts
+    alpha = jnp.clip(1.0 - n_eff, numbers["alpha_min"], numbers["alpha_max"])
+
+    inputs = Inputs(
+        gram_mxm, a_m, valid, basis, k, pr, alpha, numbers["fixed_alpha"], key, success_rate, entropy
+    )
+    channels = VARIANTS[variant](inputs)
+    new_m = jnp.where(valid, channels.advantages, 0.0)
+    if rescale:
+        new_m = new_m * _std_ratio(a_m, new_m, valid)
+
+    def result(vector: jax.Array, otherwise: jax.Array) -> jax.Array:
+        vector = times_power_of_two(jnp.where(valid, vector, 0.0), exponent)
+        return jnp.where(usable, vector, otherwise)
+
+    undefined = jnp.where(finite, 0.0, jnp.nan)
+    return SaltOutput(
+        advantages=result(new_m, given_m),
+        shared=result(channels.shared, given_m),
+        residual=result(channels.residual, jnp.zeros_like(given_m)),
+        alpha=jnp.where(usable, channels.alpha, 0.0),
+        k=jnp.where(usable, k, 0),
+        participation_ratio=jnp.where(usable, pr, undefined),
+        n_eff=jnp.where(usable, n_eff, undefined),
+        eigengap=jnp.where(usable, relative_eigengap(basis, k), 0.0),
+        ok=finite & (~empty | ~valid.any()),
+    )
+
+
+def _std_ratio(old: jax.Array, new: jax.Array, valid: jax.Array) -> jax.Array:
+    """std(old) / std(new) over valid rollouts, 1 where either is 0 (the count cancels, so ddof does not matter)."""
+    count = jnp.maximum(valid.sum(), 1).astype(jnp.float32)
+
+    def spread(vector: jax.Array) -> jax.Array:
+        return jnp.sqrt(jnp.sum(jnp.where(valid, vector - vector.sum() / count, 0.0) ** 2))
+
+    ratio = safe_ratio(spread(old), spread(new))
+    return jnp.where(ratio > 0, ratio, 1.0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
