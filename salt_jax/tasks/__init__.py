@@ -1,0 +1,36 @@
+"""Tasks: prompts with verifiable answers, the tokenizers that write them and the verifiers that grade them."""
+
+from collections.abc import Callable
+
+from salt_jax.tasks.arithmetic import make_arithmetic
+from salt_jax.tasks.batches import (
+    check_prompt_lengths,
+    check_solution_lengths,
+    prompt_batches,
+    solution_batches,
+)
+from salt_jax.tasks.task import Example, Source, Task
+from salt_jax.tasks.tokenizers import CharTokenizer, Tokenizer
+from salt_jax.tasks.verifier import ErrorReport, Grades, Verifier, exact_match, grade_all
+
+# Each takes data_dir first and the task's own settings as keywords.
+TASKS: dict[str, Callable[..., Task]] = {"arithmetic": make_arithmetic}
+
+__all__ = [
+    "TASKS",
+    "CharTokenizer",
+    "ErrorReport",
+    "Example",
+    "Grades",
+    "Source",
+    "Task",
+    "Tokenizer",
+    "Verifier",
+    "check_prompt_lengths",
+    "check_solution_lengths",
+    "exact_match",
+    "grade_all",
+    "make_arithmetic",
+    "prompt_batches",
+    "solution_batches",
+]

@@ -1,0 +1,75 @@
+"""What a task is: a tokenizer, examples in named splits, and a verifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from salt_jax.tasks.tokenizers import Tokenizer
+from salt_jax.tasks.verifier import Grades, Verifier, grade_all
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One problem.
+
+    Attributes:
+      prompt: text that the policy continues.
+      reference: the answer that the verifier compares with.
+      solution: a text that earns the full reward, for the supervised warm start.
+      id: unique within the task, for people: 'train/17'.
+    """
+
+    prompt: str
+    reference: str
+    solution: str
+    id: str
+
+
+class Source(Protocol):
+    """A random-access sequence of examples, as ``grain.MapDataset.source`` takes it; a list will do."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def __getitem__(self, index: int, /) -> Example:
+        """The example at an index in [0, len)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A verifiable task.
+
+    Attributes:
+      name: for logs.
+      tokenizer: writes prompts and reads completions.
+      sources: split name → examples.
+      verifier: grades one completion.
+
+    Example:
+      >>> from salt_jax.tasks import CharTokenizer, exact_match
+      >>> examples = [Example(prompt="1+1=", reference="2", solution="2", id="train/0")]
+      >>> task = Task("sums", CharTokenizer("12+="), {"train": examples}, exact_match)
+      >>> len(task.source("train")), task.grade(["2", "1"], ["2", "2"]).rewards.tolist()
+      (1, [1.0, 0.0])
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    sources: Mapping[str, Source]
+    verifier: Verifier
+
+    def source(self, split: str) -> Source:
+        """Examples of a split.
+
+        Raises:
+          ValueError: an unknown split, naming those there are.
+        """
+        if split not in self.sources:
+            raise ValueError(f"split = {split!r} is unknown; allowed: {', '.join(self.sources)}")
+        return self.sources[split]
+
+    def grade(self, completions: Sequence[str], references: Sequence[str]) -> Grades:
+        """Rewards of N completions, see ``grade_all``."""
+        return grade_all(self.verifier, completions, references)

@@ -1,0 +1,338 @@
+"""The clipped surrogate against float64 loops: values, gradients, masks, extremes, additivity."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from salt_jax.objective import AGGREGATIONS, ObjectiveConfig, finalize, loss, merge, policy_loss
+from tests.reference import objective as reference
+
+N, T = 6, 5
+
+
+def make_batch(seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    log_probs = -rng.exponential(1, (N, T))
+    lengths = np.array([5, 3, 0, 1, 4, 5])  # a row with an empty mask among them
+    batch = {
+        "log_probs": log_probs,
+        "old_log_probs": log_probs + rng.normal(scale=0.4, size=(N, T)),
+        "advantages": rng.normal(size=N),
+        "ref_log_probs": log_probs + rng.normal(scale=0.5, size=(N, T)),
+        "entropy": rng.random((N, T)),
+    }
+    batch = {name: x.astype(dtype) for name, x in batch.items()}
+    return batch | {"mask": np.arange(T)[None] < lengths[:, None]}
+
+
+def options_for(aggregation, **options):
+    return {"aggregation": aggregation, "max_length": 7 if aggregation == "dr_grpo" else None, **options}
+
+
+def split(batch):
+    arrays = dict(batch)
+    return [arrays.pop(name) for name in ("log_probs", "old_log_probs", "advantages", "mask")], arrays
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("kl_estimator", ["k2", "k3"])
+@pytest.mark.parametrize("per_token_advantages", [False, True])
+def test_equals_loops(aggregation, kl_estimator, per_token_advantages):
+    batch = make_batch()
+    if per_token_advantages:
+        batch["advantages"] = np.random.default_rng(9).normal(size=(N, T)).astype(np.float32)
+    options = options_for(
+        aggregation, clip_low=0.1, clip_high=0.3, kl_estimator=kl_estimator, kl_coef=0.3, entropy_coef=0.05
+    )
+    arrays, extra = split(batch)
+    total, denominator, metrics = jax.jit(lambda *a, **k: policy_loss(*a, **k, **options))(*arrays, **extra)
+    expected_total, expected_denominator, expected_metrics = reference.policy_loss(
+        *arrays, **extra, **options
+    )
+    np.testing.assert_allclose(total, expected_total, rtol=1e-5)
+    assert float(denominator) == expected_denominator
+    final = finalize(metrics)
+    for name, value in expected_metrics.items():
+        np.testing.assert_allclose(final[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert set(final) - set(expected_metrics) == {"surrogate", "entropy"}
+
+
+def test_every_metric_is_reached_by_the_batch():
+    arrays, extra = split(make_batch())
+    final = finalize(policy_loss(*arrays, **extra)[2])
+    assert 0 < final["clip_fraction_low"] < 1
+    assert 0 < final["clip_fraction_high"] < 1
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_gradient_equals_finite_differences(aggregation):
+    batch = make_batch(dtype=np.float64)
+    options = options_for(aggregation, kl_coef=0.2, entropy_coef=0.1)
+    arrays, extra = split(batch)
+    with jax.enable_x64(True):
+        gradient = jax.grad(lambda x: policy_loss(x, *arrays[1:], **extra, **options)[0])(
+            jnp.asarray(arrays[0])
+        )
+        entropy_gradient = jax.grad(lambda h: policy_loss(*arrays, **(extra | {"entropy": h}), **options)[0])(
+            jnp.asarray(extra["entropy"])
+        )
+    step = 1e-6
+    expected = np.zeros((N, T))
+    for n in range(N):
+        for t in range(T):
+            values = []
+            for sign in (1, -1):
+                moved = arrays[0].copy()
+                moved[n, t] += sign * step
+                values.append(reference.policy_loss(moved, *arrays[1:], **extra, **options)[0])
+            expected[n, t] = (values[0] - values[1]) / (2 * step)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(np.asarray(gradient)[~batch["mask"]], 0)
+    weights = batch["mask"] / np.maximum(batch["mask"].sum(1, keepdims=True), 1)
+    weights = weights if aggregation == "seq_mean_token_mean" else batch["mask"]
+    np.testing.assert_allclose(entropy_gradient, -0.1 * weights, rtol=1e-12)
+
+
+def test_no_gradient_but_through_log_probs_and_entropy():
+    arrays, extra = split(make_batch())
+
+    def total(old, advantages, ref):
+        return policy_loss(
+            arrays[0], old, advantages, arrays[3], ref_log_probs=ref, kl_coef=1.0, aggregation="token_mean"
+        )[0]
+
+    for gradient in jax.grad(total, argnums=(0, 1, 2))(arrays[1], arrays[2], extra["ref_log_probs"]):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
+def test_masked_garbage_changes_nothing(aggregation, garbage):
+    options = options_for(aggregation, kl_coef=0.2, entropy_coef=0.1)
+    batch = make_batch()
+    # A row without tokens may carry a NaN advantage (a missing reward, say).
+    dirty = {name: x if name == "mask" else x.copy() for name, x in batch.items()}
+    for name in ("log_probs", "old_log_probs", "ref_log_probs", "entropy"):
+        dirty[name][~batch["mask"]] = garbage
+    dirty["advantages"][~batch["mask"].any(axis=1)] = garbage
+
+    def value_and_grads(batch):
+        arrays, extra = split(batch)
+
+        def with_aux(x, entropy):
+            total, *aux = policy_loss(x, *arrays[1:], **(extra | {"entropy": entropy}), **options)
+            return total, aux
+
+        (total, (denominator, metrics)), gradients = jax.value_and_grad(
+            with_aux, argnums=(0, 1), has_aux=True
+        )(arrays[0], extra["entropy"])
+        return total, denominator, gradients, finalize(metrics)
+
+    jax.tree.map(np.testing.assert_array_equal, value_and_grads(dirty), value_and_grads(batch))
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_everything_masked(aggregation):
+    batch = make_batch() | {"mask": np.zeros((N, T), bool)}
+    batch["log_probs"] = np.full((N, T), np.nan, np.float32)
+    arrays, extra = split(batch)
+    options = options_for(aggregation, kl_coef=0.2)
+
+    def divided(x):
+        total, denominator, metrics = policy_loss(x, *arrays[1:], **extra, **options)
+        return total / jnp.maximum(denominator, 1), (total, denominator, metrics)
+
+    (value, (total, denominator, metrics)), gradient = jax.value_and_grad(divided, has_aux=True)(arrays[0])
+    assert float(value) == float(total) == 0
+    assert float(denominator) == (N * 7 if aggregation == "dr_grpo" else 0)
+    np.testing.assert_array_equal(gradient, 0)
+    assert all(float(x) == 0 for x in finalize(metrics).values())
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("num_parts", [2, 3, 6])
+def test_microbatches_add_up(aggregation, num_parts):
+    batch = make_batch()
+    options = options_for(aggregation, kl_coef=0.3, entropy_coef=0.05)
+
+    def evaluate(rows):
+        arrays, extra = split({name: x[rows] for name, x in batch.items()})
+
+        def total(x):
+            value, denominator, metrics = policy_loss(x, *arrays[1:], **extra, **options)
+            return value, (denominator, metrics)
+
+        (value, (denominator, metrics)), gradient = jax.value_and_grad(total, has_aux=True)(arrays[0])
+        return value, denominator, metrics, gradient
+
+    whole = evaluate(slice(None))
+    parts = [evaluate(slice(i * N // num_parts, (i + 1) * N // num_parts)) for i in range(num_parts)]
+    metrics = jax.tree.map(jnp.zeros_like, whole[2])  # zeros are the identity of merge
+    for part in parts:
+        metrics = merge(metrics, part[2])
+    np.testing.assert_allclose(sum(part[0] for part in parts), whole[0], rtol=1e-5)
+    assert float(sum(part[1] for part in parts)) == float(whole[1])
+    np.testing.assert_allclose(np.concatenate([part[3] for part in parts]), whole[3], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), metrics, whole[2])
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_padding_rows_and_columns_change_nothing(aggregation):
+    batch = make_batch()
+    options = options_for(aggregation, kl_coef=0.3)
+    padded = {
+        name: np.pad(x, [(0, 2)] + [(0, 3)] * (x.ndim - 1), constant_values=1 if name == "mask" else 0)
+        for name, x in batch.items()
+    }
+    padded["mask"][:N, T:] = False  # padding rows keep mask = 1: `valid` alone must exclude them
+    arrays, extra = split(batch)
+    expected = policy_loss(*arrays, **extra, **options)
+    arrays, extra = split(padded)
+    result = policy_loss(*arrays, **extra, **options, valid=np.arange(N + 2) < N)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result, expected)
+
+
+@pytest.mark.parametrize("gap", [1e4, -1e4, 25.0, -25.0])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_extreme_log_ratios(gap, advantage):
+    def total(x):
+        zeros = jnp.zeros((1, 1))
+        return policy_loss(x, zeros, jnp.array([advantage]), zeros == 0, ref_log_probs=zeros, kl_coef=0.1)[0]
+
+    value, gradient = jax.value_and_grad(total)(jnp.full((1, 1), gap))
+    expected = reference.policy_loss(
+        [[gap]], [[0.0]], [advantage], [[1]], ref_log_probs=[[0.0]], kl_coef=0.1
+    )[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_on_policy_gradient_is_the_policy_gradient(clip):
+    """At r = 1 the gradient is −A, also where the bounds touch 1 (a tie that `minimum` would halve)."""
+    arrays, _ = split(make_batch())
+    gradient = jax.grad(
+        lambda x: policy_loss(x, arrays[0], arrays[2], np.ones((N, T), bool), clip_low=clip, clip_high=clip)[
+            0
+        ]
+    )(arrays[0])
+    np.testing.assert_allclose(gradient, np.repeat(-arrays[2][:, None], T, axis=1), rtol=1e-6)
+
+
+def test_bfloat16_is_computed_in_float32():
+    arrays, _ = split(make_batch())
+    total, denominator, metrics = policy_loss(*[jnp.asarray(x, jnp.bfloat16) for x in arrays[:3]], arrays[3])
+    assert {x.dtype for x in jax.tree.leaves((total, denominator, metrics))} == {jnp.dtype(jnp.float32)}
+
+
+wild = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e4, 1e4, width=32))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    log_probs=wild,
+    old=wild,
+    advantages=hnp.arrays(np.float32, (3,), elements=st.floats(-10, 10, width=32)),
+    mask=hnp.arrays(np.bool_, (3, 2)),
+    aggregation=st.sampled_from(sorted(AGGREGATIONS)),
+)
+def test_wild_inputs_stay_finite_and_right(log_probs, old, advantages, mask, aggregation):
+    options = options_for(aggregation)
+    (total, denominator), gradient = jax.value_and_grad(
+        lambda x: policy_loss(x, old, advantages, mask, **options)[:2], has_aux=True
+    )(log_probs)
+    expected, expected_denominator, _ = reference.policy_loss(log_probs, old, advantages, mask, **options)
+    assert np.isfinite(gradient).all()
+    assert float(denominator) == expected_denominator
+    # Differences of float32 numbers near 1e4 are good to 5e-4 nats, and terms of opposite sign may cancel.
+    ratios = np.exp(np.minimum(log_probs.astype(np.float64) - old, 20))
+    scale = np.sum(np.abs(advantages)[:, None] * ratios * mask)
+    np.testing.assert_allclose(total, expected, atol=2e-3 * scale + 1e-6)
+
+
+def test_config_calls_the_same_loss():
+    batch = make_batch()
+    config = ObjectiveConfig(
+        clip_high=0.28, aggregation="dr_grpo", max_length=9, kl_coef=0.1, kl_estimator="k2"
+    )
+    arrays, extra = split(batch)
+    result = jax.jit(loss, static_argnums=4)(*arrays, config, **extra)
+    expected, denominator, _ = reference.policy_loss(
+        *arrays, **extra, clip_high=0.28, aggregation="dr_grpo", max_length=9, kl_coef=0.1, kl_estimator="k2"
+    )
+    np.testing.assert_allclose(result[0], expected, rtol=1e-5)
+    assert float(result[1]) == denominator == N * 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"estimator": "gae"}, "estimator = 'gae' is unknown; allowed: grpo"),
+        ({"ddof": 3}, "ddof = 3"),
+        ({"eps": -1e-6}, "eps = -1e-06"),
+        ({"clip_low": -0.1}, "clip_low = -0.1"),
+        ({"clip_high": float("nan")}, "clip_high = nan"),
+        ({"aggregation": "mean"}, "aggregation = 'mean' is unknown; allowed: token_mean"),
+        ({"aggregation": "dr_grpo"}, "needs max_length"),
+        ({"max_length": 0}, "max_length = 0"),
+        ({"kl_estimator": "k1"}, "zero expected gradient"),
+        ({"kl_coef": -1.0}, "kl_coef = -1.0"),
+        ({"entropy_coef": float("inf")}, "entropy_coef = inf"),
+    ],
+)
+def test_bad_config_is_one_clear_line(fields, message):
+    with pytest.raises(ValueError, match=message) as error:
+        ObjectiveConfig(**fields)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kl_coef": 0.1}, "kl_coef = 0.1 needs ref_log_probs"),
+        ({"entropy_coef": 0.1}, "entropy_coef = 0.1 needs entropy"),
+        ({"log_probs": np.zeros(3)}, r"log_probs must have shape \(N, T\)"),
+        ({"mask": np.ones((6, 4))}, "mask must have the shape of log_probs"),
+        ({"advantages": np.ones(5)}, r"advantages must have shape \(6,\) or \(6, 5\), got \(5,\)"),
+        ({"valid": np.ones(5)}, "valid must have shape"),
+    ],
+)
+def test_bad_arrays_are_one_clear_line(change, message):
+    arrays = dict(
+        zip(("log_probs", "old_log_probs", "advantages", "mask"), split(make_batch())[0], strict=True)
+    )
+    with pytest.raises(ValueError, match=message):
+        policy_loss(**(arrays | change))
+
+
+def test_golden_vectors(golden):
+    case = json.loads((golden / "methods_vectors.json").read_text())["1.loss.fixture"]
+    inputs, expected = case["inputs"], case["outputs"]
+    new, old = np.log(inputs["new_prob"]), np.log(inputs["old_prob"])
+    calls = {
+        "grpo_seq_mean_token_mean": {"aggregation": "seq_mean_token_mean"},
+        "dapo_token_mean_cliphigher": {"aggregation": "token_mean", "clip_high": 0.28},
+        "drgrpo_BxLmax_L4": {"aggregation": "dr_grpo", "max_length": 4},
+        "seq_mean_token_sum": {"aggregation": "seq_mean_token_sum"},
+    }
+    for x64, rtol in ((False, 1e-5), (True, 1e-12)):
+        with jax.enable_x64(x64):
+            for name, options in calls.items():
+                total, denominator, _ = policy_loss(
+                    jnp.asarray(new),
+                    jnp.asarray(old),
+                    jnp.array(inputs["adv"]),
+                    jnp.array(inputs["mask"]),
+                    **options,
+                )
+                np.testing.assert_allclose(total / denominator, expected[name], rtol=rtol)
+            for n, t in np.argwhere(inputs["mask"]):
+                one = [jnp.asarray(x)[n : n + 1, t : t + 1] for x in (new, old)]
+                total, _, _ = policy_loss(*one, jnp.array(inputs["adv"])[n : n + 1], jnp.ones((1, 1)))
+                np.testing.assert_allclose(total, expected["per_token_clip02"][n][t], rtol=rtol)
