@@ -39,6 +39,8 @@ class Inputs(NamedTuple):
 
 
 class Channels(NamedTuple):
+    """What a variant returns: the channels (m,), the gain () of the residual one, and the advantages (m,)."""
+
     shared: jax.Array
     residual: jax.Array
     alpha: jax.Array

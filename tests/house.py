@@ -177,7 +177,7 @@ def docstring_complaints(sources: Sources) -> list[str]:
             docstring = ast.get_docstring(node) or ""
             if public and not docstring:
                 complaints.append(f"{module}.{node.name} has no docstring")
-            elif f"{module}.{node.name}" in api and not isinstance(node, ast.ClassDef) and ">>>" not in docstring:
+            elif public and f"{module}.{node.name}" in api and not isinstance(node, ast.ClassDef) and ">>>" not in docstring:
                 complaints.append(f"{module}.{node.name} has no example (>>>)")
     return complaints
 

@@ -68,6 +68,7 @@ def _exact_power(exponent: jax.Array) -> jax.Array:
 
 
 def power_of_two_scaled(arrays: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """Arrays divided by one power of two that brings the largest entry of all to [0.5, 1), and its exponent."""
     exponents = jnp.stack([power_of_two_exponent(array) for array in arrays])
     exponent = jnp.max(exponents)
     return tuple(times_power_of_two(array, -exponent) for array in arrays), exponent
@@ -107,6 +108,7 @@ def normalized_vector(
 
 
 def same_shape(new: jax.Array, old: jax.Array, valid: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Two coefficient vectors (m,) as float32 constants, zero in padding; ValueError unless alike in shape."""
     if new.ndim != 1 or new.shape != old.shape:
         raise ValueError(f"new {new.shape} and old {old.shape} must be (m,)")
     new, old = (lax.stop_gradient(jnp.asarray(x, jnp.float32)) for x in (new, old))

@@ -12,7 +12,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from salt_jax.tasks.arithmetic import ArithmeticProblems
+from salt_jax.tasks.arithmetic_problems import ArithmeticProblems
 
 
 @dataclasses.dataclass(eq=False)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salt_jax.tasks import TASKS, check_prompt_lengths, check_solution_lengths, make_arithmetic
-from salt_jax.tasks.arithmetic import ArithmeticProblems
+from salt_jax.tasks.arithmetic_problems import ArithmeticProblems
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
