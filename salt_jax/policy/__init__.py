@@ -1,0 +1,1 @@
+"""The policy: a decoder, its log-probabilities, and the sampler."""

@@ -1,0 +1,192 @@
+"""The pieces of the decoder: its configuration, RMSNorm, rotary embeddings, attention over segments, a block.
+
+Shape letters: B groups, G rollouts a group, P prompt, T completion tokens, D model width, K key/value heads,
+R query heads per key/value head, C head width, M flattened tokens. Matrix products are taken over flattened
+tokens: (batch, time, d) products have a markedly slower backward pass on CPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+MASKED = -1e30  # finite, so that a row without any key gives a uniform softmax instead of NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and options of the decoder.
+
+    Attributes:
+      vocab_size: V.
+      d_model: D, width of the residual stream.
+      num_layers: number of blocks.
+      num_heads: query heads.
+      num_kv_heads: key/value heads; divides ``num_heads``.
+      head_dim: width of a head; even. ``num_heads * head_dim`` need not equal ``d_model`` (Qwen3).
+      mlp_dim: width of the SwiGLU hidden layer.
+      rope_theta: base of the rotary frequencies.
+      rms_norm_eps: added to the mean square in RMSNorm.
+      qkv_bias: biases on q, k, v (Qwen2).
+      qk_norm: RMSNorm over each head of q and k (Qwen3).
+      tied_embeddings: the output head is the transposed embedding (SmolLM2, small Qwen2.5).
+      compute_dtype: 'float32' or 'bfloat16'; parameters stay float32, reductions are float32.
+      scan_layers: True scans over layers (one compilation for any depth); False unrolls them, which is
+        faster on CPU for shallow models.
+      remat: recompute each block in the backward pass instead of storing its activations.
+
+    Raises:
+      ValueError: for shapes that cannot be built, naming the field.
+
+    Example:
+      >>> TransformerConfig(vocab_size=16, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+      ...                   mlp_dim=16).num_heads
+      4
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = True
+    compute_dtype: str = "float32"
+    scan_layers: bool = True
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = "vocab_size d_model num_layers num_heads num_kv_heads head_dim mlp_dim"
+        for name in sizes.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_kv_heads={self.num_kv_heads} must divide num_heads={self.num_heads}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
+        if not 0 < self.rope_theta < float("inf"):
+            raise ValueError(f"rope_theta must be finite and > 0, got {self.rope_theta}")
+        if not 0 <= self.rms_norm_eps < float("inf"):
+            raise ValueError(f"rms_norm_eps must be finite and >= 0, got {self.rms_norm_eps}")
+        if self.compute_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
+
+
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
+    """Root-mean-square normalisation over the last axis, reduced in float32.
+
+    y = x / sqrt(mean(x²) + eps) · scale (Zhang & Sennrich 2019, Eq. 4).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rms_norm(jnp.array([[3.0, 4.0]]), jnp.ones(2), 0.0).round(4).tolist()
+      [[0.8485000133514404, 1.1313999891281128]]
+    """
+    x32 = x.astype(jnp.float32)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    scale = jnp.reshape(scale, (1,) * (x.ndim - 1) + scale.shape)
+    return (x32 * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
+    """cos and sin of the rotary angles, (*positions.shape, head_dim / 2), float32 (Su et al. 2021, Eq. 15)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions.astype(jnp.float32)[..., None] * jnp.reshape(
+        frequencies, (1,) * positions.ndim + (head_dim // 2,)
+    )
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
+    """Rotates x (M, heads, C) by the angles of its M tokens, half-split layout (Hugging Face's)."""
+    cos, sin = (jnp.expand_dims(t, 1).astype(x.dtype) for t in table)  # (M, 1, C/2)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attend(scores_and_values: list[tuple[Array, Array, str]], dtype: Any) -> Array:
+    """One softmax over several key segments: list of (scores (..., keys), values, einsum) -> Σ softmax·values."""
+    top = jnp.max(scores_and_values[0][0], axis=-1, keepdims=True)
+    for scores, _, _ in scores_and_values[1:]:
+        top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+    top = jax.lax.stop_gradient(top)
+    total: Any = 0.0
+    out: Any = 0.0
+    for scores, values, equation in scores_and_values:
+        weights = jnp.exp(scores - top)
+        part_sum = jnp.sum(weights, axis=-1, keepdims=True)
+        part = jnp.einsum(equation, weights.astype(dtype), values, preferred_element_type=jnp.float32)
+        total, out = total + part_sum, out + part
+    return (out / total).astype(dtype)
+
+
+class Block(nnx.Module):
+    """One pre-norm layer: x + Attention(RMSNorm(x)), then x + SwiGLU(RMSNorm(x))."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        d, c = config.d_model, config.head_dim
+        q_width, kv_width = config.num_heads * c, config.num_kv_heads * c
+
+        def kernel(fan_in: int, fan_out: int, scale: float = 1.0) -> nnx.Param:
+            # GPT-2's depth scaling on the two projections that write to the residual stream
+            return nnx.Param(jax.random.normal(rngs.params(), (fan_in, fan_out)) * (scale * fan_in**-0.5))
+
+        to_residual = (2 * config.num_layers) ** -0.5
+        self.attention_norm = nnx.Param(jnp.ones(d))
+        self.q, self.k, self.v = kernel(d, q_width), kernel(d, kv_width), kernel(d, kv_width)
+        self.o = kernel(q_width, d, to_residual)
+        if config.qkv_bias:
+            self.q_bias, self.k_bias, self.v_bias = (nnx.Param(jnp.zeros(w)) for w in (q_width, kv_width, kv_width))
+        if config.qk_norm:
+            self.q_norm, self.k_norm = nnx.Param(jnp.ones(c)), nnx.Param(jnp.ones(c))
+        self.mlp_norm = nnx.Param(jnp.ones(d))
+        self.gate, self.up = kernel(d, config.mlp_dim), kernel(d, config.mlp_dim)
+        self.down = kernel(config.mlp_dim, d, to_residual)
+        self.config = config
+
+    def qkv(self, x_MxD: Array, table: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        """Rotated q (M, heads, C), k and v (M, K, C); q carries the 1/sqrt(C) of attention."""
+        cfg, dtype = self.config, x_MxD.dtype
+        h = rms_norm(x_MxD, self.attention_norm[...], cfg.rms_norm_eps)
+        q, k, v = (h @ w[...].astype(dtype) for w in (self.q, self.k, self.v))
+        if cfg.qkv_bias:
+            q, k, v = (
+                y + b[...].astype(dtype)[None] for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
+            )
+        q, k, v = (jnp.reshape(y, (y.shape[0], -1, cfg.head_dim)) for y in (q, k, v))
+        if cfg.qk_norm:
+            q = rms_norm(q, self.q_norm[...], cfg.rms_norm_eps)
+            k = rms_norm(k, self.k_norm[...], cfg.rms_norm_eps)
+        return apply_rope(q, table) * cfg.head_dim**-0.5, apply_rope(k, table), v
+
+    def finish(self, x_MxD: Array, attended_MxQ: Array) -> Array:
+        """Adds the attention output and the feed-forward layer to the residual stream."""
+        dtype = x_MxD.dtype
+        x = x_MxD + attended_MxQ @ self.o[...].astype(dtype)
+        h = rms_norm(x, self.mlp_norm[...], self.config.rms_norm_eps)
+        h = jax.nn.silu(h @ self.gate[...].astype(dtype)) * (h @ self.up[...].astype(dtype))
+        return x + h @ self.down[...].astype(dtype)
+
+
+def split_heads(x: Array, lead: tuple[int, ...], num_kv_heads: int, *, query: bool) -> Array:
+    """(M, heads, C) -> queries (B, K, ..., R, C) or keys and values (B, K, ..., C), with M = B * ... = lead."""
+    heads, c = x.shape[1:]
+    if query:
+        return jnp.moveaxis(jnp.reshape(x, (*lead, num_kv_heads, heads // num_kv_heads, c)), -3, 1)
+    return jnp.moveaxis(jnp.reshape(x, (*lead, heads, c)), -2, 1)
+
+
+def merge_heads(x: Array) -> Array:
+    """Inverse of ``split_heads`` for queries: (B, K, ..., R, C) -> (M, K*R*C)."""
+    x = jnp.moveaxis(x, 1, -3)
+    return jnp.reshape(x, (-1, x.shape[-3] * x.shape[-2] * x.shape[-1]))

@@ -1,0 +1,278 @@
+"""A decoder-only transformer that Llama, Qwen2/2.5, Qwen3 and SmolLM2 checkpoints fit without change.
+
+Layer parameters are stacked on a leading axis, and layers are scanned (or unrolled, which is faster on CPU).
+
+Rollouts of one prompt share it, so the model works on two streams: prompts (B, P), left-padded, and
+completions (B, G, T), whose tokens attend to their group's prompt and to their own past. A prompt is then
+processed once per group: in the sampler, in the training forward and in its backward.
+
+Shape letters as in ``layers.py``, and V for the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from salt_jax.policy.layers import (
+    MASKED,
+    Block,
+    TransformerConfig,
+    attend,
+    merge_heads,
+    rms_norm,
+    rope_table,
+    split_heads,
+)
+
+Array = jax.Array
+
+
+class Decoder(nnx.Module):
+    """The policy network. See the module's docstring for its two streams.
+
+    Args:
+      config: shapes and options.
+      rngs: NNX random streams; ``params`` is used.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> config = TransformerConfig(vocab_size=11, d_model=8, num_layers=2, num_heads=2, num_kv_heads=1,
+      ...                            head_dim=4, mlp_dim=16)
+      >>> Decoder(config, rngs=nnx.Rngs(0))(jnp.zeros((3, 5), jnp.int32)).shape
+      (3, 5, 11)
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
+        self.config = config
+        scale = config.d_model**-0.5
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * scale)
+        keys = jax.random.split(rngs.params(), config.num_layers)
+        self.layers = nnx.vmap(lambda key: Block(config, rngs=nnx.Rngs(params=key)))(keys)
+        self.final_norm = nnx.Param(jnp.ones(config.d_model))
+        if not config.tied_embeddings:
+            self.head = nnx.Param(
+                jax.random.normal(rngs.params(), (config.d_model, config.vocab_size)) * scale
+            )
+
+    @property
+    def lm_head(self) -> Array:
+        """(D, V) output projection; the transposed embedding where they are tied."""
+        return self.embedding[...].T if self.config.tied_embeddings else self.head[...]
+
+    def embed(self, tokens: Array) -> Array:
+        """tokens (...) -> (M, D) in the compute dtype, M tokens in all."""
+        x = jnp.take(self.embedding[...], jnp.reshape(tokens, (-1,)), axis=0)
+        return x.astype(jnp.dtype(self.config.compute_dtype))
+
+    def _norm(self, x_MxD: Array) -> Array:
+        return rms_norm(x_MxD, self.final_norm[...], self.config.rms_norm_eps)
+
+    def _over_layers(self, layer: Callable[[Block, Any, Any], tuple[Any, Any]], carry: Any, extra: Any) -> Any:
+        """Runs ``layer(block, carry, extra_l) -> (carry, out_l)`` over the stack, scanned or unrolled.
+
+        Per-layer trees have a leading axis when scanned and are lists when unrolled: an unrolled loop then
+        never slices a stacked array at run time.
+        """
+        cfg = self.config
+        graphdef, stacked = nnx.split(self.layers)
+
+        def body(carry: Any, xs: Any) -> tuple[Any, Any]:
+            params, extra_l = xs
+            return layer(nnx.merge(graphdef, params), carry, extra_l)
+
+        if cfg.remat:
+            body = jax.checkpoint(body, prevent_cse=not cfg.scan_layers)
+        if cfg.scan_layers:
+            return jax.lax.scan(body, carry, (stacked, extra))
+        outs = []
+        for i in range(cfg.num_layers):
+            carry, out = body(carry, (self._layer(stacked, i), None if extra is None else extra[i]))
+            outs.append(out)
+        return carry, outs
+
+    @staticmethod
+    def _layer(stacked: Any, i: int) -> Any:
+        return jax.tree.map(lambda x: x[i], stacked)
+
+    def blocks(self) -> list[Block] | None:
+        """The layers one by one, to hand to ``decode``; None where they are scanned.
+
+        Taken once before the loop over tokens: XLA would copy them out of the stack at every token.
+        """
+        if self.config.scan_layers:
+            return None
+        graphdef, stacked = nnx.split(self.layers)
+        return [nnx.merge(graphdef, self._layer(stacked, i)) for i in range(self.config.num_layers)]
+
+    def _prompt_layer(self, block: Block, x: Array, table: Any, mask: Array) -> tuple[Array, Any]:
+        """One block over prompts: x (B*P, D), mask (B, P) -> x and this layer's keys and values (B, K, P, C)."""
+        batch, length = mask.shape
+        q, k, v = block.qkv(x, table)
+        heads = self.config.num_kv_heads
+        q = split_heads(q, (batch, length), heads, query=True)  # (B, K, P, R, C)
+        k, v = (split_heads(y, (batch, length), heads, query=False) for y in (k, v))  # (B, K, P, C)
+        causal = jnp.tril(jnp.ones((length, length), bool))
+        allowed = causal[None, None, :, None, :] & mask[:, None, None, None, :]  # (B, 1, P, 1, P)
+        scores = jnp.einsum("bktrc,bkuc->bktru", q, k, preferred_element_type=jnp.float32)
+        out = attend([(jnp.where(allowed, scores, MASKED), v, "bktru,bkuc->bktrc")], x.dtype)
+        return block.finish(x, merge_heads(out)), (k, v)
+
+    def _completion_layer(self, block: Block, x: Array, table: Any, mask: Array, prompt_kv: Any,
+                          shape: tuple[int, int, int]) -> Array:
+        """One block over completions x (B*G*T, D), attending to the group's prompt and to their own past."""
+        q, k, v = block.qkv(x, table)
+        heads = self.config.num_kv_heads
+        q = split_heads(q, shape, heads, query=True)  # (B, K, G, T, R, C)
+        k, v = (split_heads(y, shape, heads, query=False) for y in (k, v))  # (B, K, G, T, C)
+        own = jnp.einsum("bkgtrc,bkguc->bkgtru", q, k, preferred_element_type=jnp.float32)
+        causal = jnp.tril(jnp.ones((shape[2], shape[2]), bool))[None, None, None, :, None, :]
+        out = attend(
+            [
+                self._prompt_scores("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, mask),
+                (jnp.where(causal, own, MASKED), v, "bkgtru,bkguc->bkgtrc"),
+            ],
+            x.dtype,
+        )
+        return block.finish(x, merge_heads(out))
+
+    def _prompt_scores(self, keys: str, values: str, q: Array, prompt_kv: Any, mask: Array) -> Any:
+        scores = jnp.einsum(keys, q, prompt_kv[0], preferred_element_type=jnp.float32)
+        allowed = jnp.reshape(mask, (mask.shape[0],) + (1,) * (scores.ndim - 2) + (mask.shape[1],))
+        return jnp.where(allowed, scores, MASKED), prompt_kv[1], values
+
+    def _prompt_table(self, mask: Array) -> tuple[Array, Array]:
+        """Rotary table of left-padded prompts: the first real token has position 0."""
+        positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
+        return rope_table(jnp.reshape(positions, (-1,)), self.config.head_dim, self.config.rope_theta)
+
+    def prefill(self, prompts: Array, prompt_mask: Array) -> tuple[Array, Any]:
+        """Prompts (B, P) -> hidden states after the final norm (B, P, D), and each layer's keys and values."""
+        table = self._prompt_table(prompt_mask)
+        x, prompt_kv = self._over_layers(
+            lambda block, x, _: self._prompt_layer(block, x, table, prompt_mask), self.embed(prompts), None
+        )
+        return jnp.reshape(self._norm(x), (*prompts.shape, -1)), prompt_kv
+
+    def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
+        """Plain logits (B, S, V), float32, of left-padded sequences (B, S). For tests and small inputs.
+
+        ``mask`` (B, S) is true on real tokens; all are real when it is None.
+        """
+        mask = jnp.ones(tokens.shape, bool) if mask is None else mask
+        hidden, _ = self.prefill(tokens, mask)
+        return jnp.einsum(
+            "bsd,dv->bsv", hidden, self.lm_head.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+
+    def completion_hidden(self, prompts: Array, prompt_mask: Array, completions: Array) -> Array:
+        """Hidden states that predict each completion token; the prompt is processed once per group.
+
+        Args:
+          prompts: (B, P) int32, left-padded.
+          prompt_mask: (B, P) bool.
+          completions: (B, G, T) int32, right-padded; what follows a completion's end changes nothing before it.
+
+        Returns:
+          (B, G, T, D) in the compute dtype, after the final norm: position t predicts completion token t.
+        """
+        batch, group, length = completions.shape
+        table_p = self._prompt_table(prompt_mask)
+        first = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)  # position of the first completion token
+        inputs = completions[:, :, :-1]  # the last token predicts nothing
+        shape = (batch, group, length - 1)
+        positions = jnp.broadcast_to(first[:, None, None] + jnp.arange(length - 1)[None, None], shape)
+        table_c = rope_table(jnp.reshape(positions, (-1,)), self.config.head_dim, self.config.rope_theta)
+
+        def layer(block: Block, carry: Any, _: Any) -> tuple[Any, None]:
+            x_p, x_c = carry
+            x_p_next, prompt_kv = self._prompt_layer(block, x_p, table_p, prompt_mask)
+            if length > 1:
+                x_c = self._completion_layer(block, x_c, table_c, prompt_mask, prompt_kv, shape)
+            return (x_p_next, x_c), None
+
+        (x_p, x_c), _ = self._over_layers(layer, (self.embed(prompts), self.embed(inputs)), None)
+        d = self.config.d_model
+        last = jnp.reshape(x_p, (batch, -1, d))[:, -1]  # left padding: the last prompt token is always real
+        hidden = jnp.concatenate(
+            [jnp.broadcast_to(last[:, None, None], (batch, group, 1, d)), jnp.reshape(x_c, (*shape, d))], axis=2
+        )
+        return self._norm(hidden)
+
+    def empty_cache(self, batch: int, group: int, length: int) -> Any:
+        """Keys (B, K, G, C, T) and values (B, K, G, T, C) of every layer, zero; stacked where layers are scanned.
+
+        Keys are kept transposed: the products of decoding are then both row-major, 3× faster on CPU.
+        """
+        cfg = self.config
+        lead, c, dtype = (batch, cfg.num_kv_heads, group), cfg.head_dim, jnp.dtype(cfg.compute_dtype)
+        shapes = ((*lead, c, length), (*lead, length, c))
+        if cfg.scan_layers:
+            return tuple(jnp.zeros((cfg.num_layers, *shape), dtype) for shape in shapes)
+        return [tuple(jnp.zeros(shape, dtype) for shape in shapes) for _ in range(cfg.num_layers)]
+
+    def decode(self, tokens: Array, step: Array, prompt_mask: Array, prompt_kv: Any, cache: Any,
+               blocks: list[Block] | None = None) -> tuple[Array, Any]:
+        """One generation step: completion tokens number ``step`` (N,) -> hidden states (N, D) and the cache.
+
+        Args:
+          tokens: (N,) int32 tokens at completion position ``step``, N = B*G.
+          step: scalar int32, 0-based position within the completion.
+          prompt_mask: (B, P) bool.
+          prompt_kv: what ``prefill`` returned.
+          cache: what ``empty_cache`` or the previous call returned.
+          blocks: what ``blocks`` returned; saves time in a loop.
+        """
+        cfg, batch = self.config, prompt_mask.shape[0]
+        group = tokens.shape[0] // batch
+        first = jnp.repeat(jnp.sum(prompt_mask, axis=1, dtype=jnp.int32), group, total_repeat_length=tokens.shape[0])
+        table = rope_table(first + step, cfg.head_dim, cfg.rope_theta)
+
+        def run(block: Block, x: Array, prompt_kv: Any, write: Callable[[int, Array, Any], Array]) -> Array:
+            q, k, v = block.qkv(x, table)
+            q = split_heads(q, (batch, group), cfg.num_kv_heads, query=True)  # (B, K, G, R, C)
+            k, v = (split_heads(y, (batch, group), cfg.num_kv_heads, query=False) for y in (k, v))
+            keys, values = write(0, k[..., None], (0, step)), write(1, v[:, :, :, None], (step, 0))
+            own = jnp.einsum("bkgrc,bkgcu->bkgru", q, keys, preferred_element_type=jnp.float32)
+            seen = (jnp.arange(keys.shape[4]) <= step)[None, None, None, None]
+            prompt = self._prompt_scores("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
+            out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], x.dtype)
+            return block.finish(x, merge_heads(out))
+
+        def scanned(block: Block, carry: Any, extra: Any) -> tuple[Any, None]:
+            x, caches = carry
+            layer_kv, index = extra
+            caches = list(caches)
+
+            def write(i: int, y: Array, at: Any) -> Array:
+                caches[i] = jax.lax.dynamic_update_slice(caches[i], y[None], (index, 0, 0, 0, *at))
+                return jax.lax.dynamic_index_in_dim(caches[i], index, keepdims=False)
+
+            x = run(block, x, layer_kv, write)
+            return (x, tuple(caches)), None
+
+        def unrolled(block: Block, x: Array, layer_kv: Any, layer_cache: Any) -> tuple[Array, Any]:
+            layer_cache = list(layer_cache)
+
+            def write(i: int, y: Array, at: Any) -> Array:
+                layer_cache[i] = jax.lax.dynamic_update_slice(layer_cache[i], y, (0, 0, 0, *at))
+                return layer_cache[i]
+
+            x = run(block, x, layer_kv, write)
+            return x, tuple(layer_cache)
+
+        x = self.embed(tokens)
+        if cfg.scan_layers:  # the cache is a carry, not a scanned output, so that it is updated in place
+            extra = (prompt_kv, jnp.arange(cfg.num_layers))
+            (x, cache), _ = self._over_layers(scanned, (x, cache), extra)
+            return self._norm(x), cache
+        caches: list[Any] = []
+        for block, layer_kv, layer_cache in zip(blocks or self.blocks() or [], prompt_kv, cache, strict=True):
+            x, layer_cache = unrolled(block, x, layer_kv, layer_cache)
+            caches.append(layer_cache)
+        return self._norm(x), caches

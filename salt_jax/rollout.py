@@ -1,0 +1,103 @@
+"""The one pytree that carries everything about a batch of rollouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class RolloutBatch:
+    """N = B·G rollouts of B prompts, groups contiguous: rollout i belongs to prompt i // G.
+
+    Shapes are fixed: the prompt is left-padded to P tokens and the completion right-padded to T tokens.
+    Masks come from the sampler's lengths, never from the pad id, so an end-of-sequence token counts as a
+    token of the completion.
+
+    Attributes:
+      tokens: (N, P+T) int32, prompt then completion.
+      prompt_mask: (N, P) bool, true on real prompt tokens.
+      completion_mask: (N, T) bool, true on sampled tokens.
+      sampler_log_probs: (N, T) float32, nats, under the distribution that was sampled from; 0 where masked.
+      rewards: (N,) float32; meaningless where ``rewarded`` is false.
+      rewarded: (N,) bool, false where the grader failed.
+      valid: (N,) bool, false for rows that only pad the batch to its fixed shape.
+      truncated: (N,) bool, true where the completion was cut off at T tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rollouts = RolloutBatch(
+      ...     tokens=jnp.zeros((4, 5), jnp.int32), prompt_mask=jnp.ones((4, 2), bool),
+      ...     completion_mask=jnp.ones((4, 3), bool), sampler_log_probs=jnp.zeros((4, 3)),
+      ...     rewards=jnp.ones(4), rewarded=jnp.ones(4, bool), valid=jnp.ones(4, bool),
+      ...     truncated=jnp.zeros(4, bool))
+      >>> rollouts.num_rollouts, rollouts.prompt_length, rollouts.completions.shape
+      (4, 2, (4, 3))
+    """
+
+    tokens: Array
+    prompt_mask: Array
+    completion_mask: Array
+    sampler_log_probs: Array
+    rewards: Array
+    rewarded: Array
+    valid: Array
+    truncated: Array
+
+    @property
+    def num_rollouts(self) -> int:
+        """N, the number of rows, padding rows included."""
+        return self.tokens.shape[0]
+
+    @property
+    def prompt_length(self) -> int:
+        """P, the padded prompt length in tokens."""
+        return self.prompt_mask.shape[1]
+
+    @property
+    def prompts(self) -> Array:
+        """(N, P) prompt tokens, left-padded."""
+        return self.tokens[:, : self.prompt_length]
+
+    @property
+    def completions(self) -> Array:
+        """(N, T) completion tokens, right-padded."""
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def loss_mask(self) -> Array:
+        """(N, T) bool: tokens that may carry a gradient (real token, valid row, graded)."""
+        return self.completion_mask & (self.valid & self.rewarded)[:, None]
+
+
+def bundle(tree: Any, size: int) -> Any:
+    """Reshapes the leading axis N of every leaf to (N / size, size): consecutive rows stay together.
+
+    Raises:
+      ValueError: if ``size`` does not divide N.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> bundle(jnp.arange(4), 2).tolist()
+      [[0, 1], [2, 3]]
+    """
+    rows = jax.tree.leaves(tree)[0].shape[0]
+    if size < 1 or rows % size:
+        raise ValueError(f"{rows} rows do not divide into bundles of {size}")
+    return jax.tree.map(lambda x: jnp.reshape(x, (rows // size, size, *x.shape[1:])), tree)
+
+
+def unbundle(tree: Any) -> Any:
+    """Merges the two leading axes of every leaf: the inverse of ``bundle``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> unbundle(jnp.array([[0, 1], [2, 3]])).tolist()
+      [0, 1, 2, 3]
+    """
+    return jax.tree.map(lambda x: jnp.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:])), tree)
