@@ -1,0 +1,1 @@
+"""Run configurations: data only, one ``get_config`` a file."""

@@ -1,0 +1,118 @@
+"""Every key there is, with its unit and its default. A run's own file changes what it needs.
+
+This file is data: it imports nothing from salt_jax, and each key is explained where it stands. Types and
+allowed values are checked by salt_jax/training/config.py before anything compiles.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The defaults that every configuration starts from."""
+    c = config_dict.ConfigDict()
+    c.seed = 0  # initial parameters, data order and sampling
+    c.steps = 100  # rollout batches; each is minibatches x epochs optimizer steps
+    c.init_from = ""  # a finished run's workdir to take the initial policy from; '' starts from random weights
+
+    c.task = config_dict.ConfigDict()
+    c.task.name = "arithmetic"  # a key of salt_jax.tasks.TASKS; the other keys are that task's arguments
+    c.task.operands = 2  # numbers in a problem
+    c.task.digits = 2  # digits of an operand at most
+    c.task.operators = "+"  # characters out of '+-*', drawn uniformly
+    c.task.num_train = 8000  # problems
+    c.task.num_test = 2000  # problems, disjoint from the training split
+    c.task.seed = 0  # which problems are drawn and how they are split
+
+    c.policy = config_dict.ConfigDict()  # salt_jax.policy.TransformerConfig; the vocabulary is the tokenizer's
+    c.policy.d_model = 96  # width of the residual stream
+    c.policy.num_layers = 3
+    c.policy.num_heads = 4
+    c.policy.num_kv_heads = 4  # divides num_heads
+    c.policy.head_dim = 24  # even
+    c.policy.mlp_dim = 256  # SwiGLU hidden width
+    c.policy.rope_theta = 10_000.0
+    c.policy.rms_norm_eps = 1e-6
+    c.policy.qkv_bias = False
+    c.policy.qk_norm = False
+    c.policy.tied_embeddings = True
+    c.policy.compute_dtype = "float32"  # or 'bfloat16'; parameters and reductions stay float32
+    c.policy.scan_layers = True  # False unrolls the layers: faster for shallow models on CPU, slower to compile
+    c.policy.remat = False  # recompute each block in the backward pass instead of storing its activations
+
+    c.sampling = config_dict.ConfigDict()
+    c.sampling.prompts_per_step = 32  # B, groups in a rollout batch
+    c.sampling.rollouts_per_prompt = 16  # G, rollouts in a group
+    c.sampling.max_prompt_length = 8  # tokens; a longer prompt is an error before anything compiles
+    c.sampling.max_new_tokens = 4  # tokens of a completion, its end token included
+    c.sampling.temperature = 1.0  # > 0 in training
+    c.sampling.top_k = 0  # 0 keeps all tokens; must be 0 in training: filters bias the policy gradient
+    c.sampling.top_p = 1.0  # 1 keeps all tokens; must be 1 in training
+
+    c.objective = config_dict.ConfigDict()  # salt_jax.objective.ObjectiveConfig
+    c.objective.estimator = "grpo"  # 'grpo', 'dr_grpo', 'rloo'
+    c.objective.ddof = 1  # 1: sample standard deviation, 0: population ('grpo')
+    c.objective.eps = 1e-6  # added to the standard deviation, units of reward ('grpo')
+    c.objective.clip_low = 0.2  # ratio clipped below 1 - clip_low
+    c.objective.clip_high = 0.2  # ratio clipped above 1 + clip_high
+    c.objective.aggregation = "token_mean"  # 'seq_mean_token_mean', 'seq_mean_token_sum', 'dr_grpo'
+    c.objective.kl_estimator = "k3"  # 'k2', 'k3'; to the policy at the start of the run
+    c.objective.kl_coef = 0.0  # per nat; > 0 keeps a second copy of the parameters
+    c.objective.entropy_coef = 0.0  # per nat; > 0 rewards entropy
+
+    c.salt = config_dict.ConfigDict()  # salt_jax.salt.SaltConfig, and how the Gram matrix is made
+    c.salt.enabled = True
+    c.salt.feature = "lm_head"  # gradient feature: 'lm_head', 'taken_token', 'per_rollout'
+    c.salt.scope = "mini_batch"  # unit of the geometry: 'mini_batch', 'group', or a number of rollouts
+    c.salt.length_normalize = True  # token mean of the feature (the paper); False: token sum (the release)
+    c.salt.subset = "layers"  # 'per_rollout': parameters whose path matches this regular expression
+    c.salt.subset_microbatch = 16  # 'per_rollout': rollouts whose backward passes live at once
+    c.salt.measure_every = 0  # steps; with SALT off, log the geometry every so often (0: never)
+    c.salt.rho = 1.0  # subspace size in units of the participation ratio
+    c.salt.k_min = 1  # directions
+    c.salt.k_max = config_dict.placeholder(int)  # directions; None: no limit
+    c.salt.alpha_min = 0.0
+    c.salt.alpha_max = 1.0
+    c.salt.variant = "salt"  # a key of salt_jax.salt.VARIANTS: the method, its ablations and controls
+    c.salt.rescale = False  # give a' the standard deviation of a
+    c.salt.fixed_alpha = 0.5  # variant 'fixed_alpha'
+
+    c.learner = config_dict.ConfigDict()
+    c.learner.minibatches = 1  # optimizer steps per pass over a rollout batch; divides prompts_per_step
+    c.learner.epochs = 1  # passes over a rollout batch; log-probs of the first are the old ones throughout
+    c.learner.microbatches = 1  # gradient accumulation: parts of a minibatch; changes memory, not the result
+    c.learner.vocab_chunk = 4096  # vocabulary columns held at once
+
+    c.optimizer = config_dict.ConfigDict()  # AdamW
+    c.optimizer.learning_rate = 2e-4
+    c.optimizer.warmup_steps = 0  # optimizer steps of linear warm-up
+    c.optimizer.schedule = "constant"  # after the warm-up: 'constant', 'linear' or 'cosine' to 0 at the last step
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-8
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.clip_norm = 1.0  # global gradient norm; 0 does not clip
+
+    c.warm_start = config_dict.ConfigDict()  # supervised, on the task's own solutions, for random weights
+    c.warm_start.steps = 0  # optimizer steps; 0 skips the phase
+    c.warm_start.batch_size = 128  # solutions
+    c.warm_start.learning_rate = 1e-3
+
+    c.evaluation = config_dict.ConfigDict()  # greedy decoding on the test split
+    c.evaluation.every = 100  # steps; also before the first and after the last (0: only those two)
+    c.evaluation.problems = 2000  # at most the size of the test split
+    c.evaluation.batch_size = 500  # problems decoded at once
+
+    c.checkpoint = config_dict.ConfigDict()
+    c.checkpoint.every = 50  # steps
+    c.checkpoint.keep = 2  # newest checkpoints kept
+
+    c.mesh = config_dict.ConfigDict()  # devices along each axis; the product is the number of devices used
+    c.mesh.data = 1  # batch
+    c.mesh.fsdp = 1  # batch, and parameters in shards
+    c.mesh.tensor = 1  # heads, feed-forward width, vocabulary
+
+    c.logging = config_dict.ConfigDict()
+    c.logging.tensorboard = True  # event files in the workdir
+    c.logging.print_every = 20  # steps between lines where there is no terminal
+    c.lock()  # an unknown key is an error
+    return c

@@ -1,0 +1,1 @@
+"""Training: configuration, state, the step, the loop around it, checkpoints and records."""

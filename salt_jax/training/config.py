@@ -1,0 +1,367 @@
+"""From a ConfigDict to one frozen, typed RunConfig; every wrong input is found here, before anything compiles.
+
+Defaults live in configs/base.py, names, types and allowed values here. Errors are one line that names the
+key as it is written on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from salt_jax.objective import ObjectiveConfig
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.sampler import SamplingConfig
+from salt_jax.salt import SaltConfig
+from salt_jax.tasks import TASKS
+
+FEATURES = ("lm_head", "taken_token", "per_rollout")
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run: one line naming the key and what is allowed.
+
+    Example:
+      >>> raise ConfigError("config.steps = -1 is not allowed; allowed: integers >= 0")
+      Traceback (most recent call last):
+      salt_jax.training.config.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutsConfig:
+    """Shape of a rollout batch: B prompts, G rollouts each, P prompt tokens."""
+
+    prompts_per_step: int
+    rollouts_per_prompt: int
+    max_prompt_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryConfig:
+    """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py."""
+
+    enabled: bool
+    feature: str
+    scope: str
+    length_normalize: bool
+    subset: str
+    subset_microbatch: int
+    measure_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """How a rollout batch becomes optimizer steps."""
+
+    minibatches: int
+    epochs: int
+    microbatches: int
+    vocab_chunk: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule and gradient clipping."""
+
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """The supervised phase before the first rollout."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Greedy accuracy on the test split."""
+
+    every: int
+    problems: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often to save and how much to keep."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What is written besides metrics.jsonl."""
+
+    tensorboard: bool
+    print_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run, checked. ``task_arguments`` go to the task's factory; ``policy`` awaits its vocabulary."""
+
+    seed: int
+    steps: int
+    init_from: str
+    task_name: str
+    task_arguments: Mapping[str, Any]
+    policy: TransformerConfig
+    rollouts: RolloutsConfig
+    sampling: SamplingConfig
+    objective: ObjectiveConfig
+    geometry: GeometryConfig
+    salt: SaltConfig
+    learner: LearnerConfig
+    optimizer: OptimizerConfig
+    warm_start: WarmStartConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig
+    logging: LoggingConfig
+
+    @property
+    def rows(self) -> int:
+        """N, rollouts in a rollout batch."""
+        return self.rollouts.prompts_per_step * self.rollouts.rollouts_per_prompt
+
+    @property
+    def minibatch_rows(self) -> int:
+        """m, rollouts in a minibatch: the denominator of one optimizer step and SALT's default unit."""
+        return self.rows // self.learner.minibatches
+
+    @property
+    def unit_rows(self) -> int:
+        """Rollouts whose geometry is taken together, from ``salt.scope``."""
+        named = {"mini_batch": self.minibatch_rows, "group": self.rollouts.rollouts_per_prompt}
+        return named.get(self.geometry.scope) or int(self.geometry.scope)
+
+
+def parse(config: Any) -> RunConfig:
+    """Checks a ConfigDict (or nested dict) and returns it as a ``RunConfig``.
+
+    Args:
+      config: every key of configs/base.py, nothing else.
+
+    Returns:
+      The checked configuration.
+
+    Raises:
+      ConfigError: an unknown or missing key, a value of another type or out of range, an unknown name, or
+        batch arithmetic that does not divide; one line.
+    """
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    sections = {
+        "rollouts": ("sampling", RolloutsConfig, {}),
+        "sampling": ("sampling", SamplingConfig, {}),
+        "policy": ("policy", TransformerConfig, {"vocab_size": 1}),
+        "objective": ("objective", ObjectiveConfig, {}),
+        "geometry": ("salt", GeometryConfig, {}),
+        "salt": ("salt", SaltConfig, {}),
+        "learner": ("learner", LearnerConfig, {}),
+        "optimizer": ("optimizer", OptimizerConfig, {}),
+        "warm_start": ("warm_start", WarmStartConfig, {}),
+        "evaluation": ("evaluation", EvaluationConfig, {}),
+        "checkpoint": ("checkpoint", CheckpointConfig, {}),
+        "mesh": ("mesh", MeshConfig, {}),
+        "logging": ("logging", LoggingConfig, {}),
+    }
+    scalars = {"seed": int, "steps": int, "init_from": str}
+    _check_keys("config", values, {*scalars, "task", *(key for key, _, _ in sections.values())})
+    known: dict[str, set[str]] = {}
+    for key, cls, _ in sections.values():
+        known.setdefault(key, set()).update(field.name for field in dataclasses.fields(cls))
+    for key, names in known.items():
+        absent = {"vocab_size"} if key == "policy" else {"max_length"} if key == "objective" else set()
+        _check_keys(f"config.{key}", values[key], names - absent)
+
+    fields: dict[str, Any] = {}
+    for name, kind in scalars.items():
+        fields[name] = _typed(f"config.{name}", values[name], kind)
+    if values["objective"]["aggregation"] == "dr_grpo":  # its denominator is the sampler's length limit
+        sections["objective"] = ("objective", ObjectiveConfig, {"max_length": values["sampling"]["max_new_tokens"]})
+    # before SamplingConfig, which allows 0: greedy decoding is for evaluation only
+    temperature = _typed("config.sampling.temperature", values["sampling"]["temperature"], float)
+    _require("sampling.temperature", temperature, temperature > 0, "finite numbers > 0 in training")
+    for name, (key, cls, extra) in sections.items():
+        fields[name] = _section(f"config.{key}", cls, values[key], extra)
+    fields["task_name"], fields["task_arguments"] = _task(values["task"])
+    run = RunConfig(**fields)
+    _check_ranges(run)
+    _check_divisions(run)
+    return run
+
+
+def _check_keys(path: str, values: Any, names: set[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must be a section with keys {', '.join(sorted(names))}, got {values!r}")
+    for key in values:
+        if key not in names:
+            raise ConfigError(unknown_key(f"{path}.{key}", sorted(names)))
+    for name in sorted(names):
+        if name not in values:
+            raise ConfigError(f"{path}.{name} is missing; configs/base.py has its default")
+
+
+def unknown_key(path: str, allowed: list[str]) -> str:
+    """The message for a key that does not exist, with the nearest one that does.
+
+    Example:
+      >>> unknown_key("config.salt.roh", ["k_min", "rho"])
+      'config.salt.roh is not a key; did you mean rho? allowed: k_min, rho'
+    """
+    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)  # one line, whatever the key
+    near = difflib.get_close_matches(path.rpartition(".")[2], allowed, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{path} is not a key; {hint}allowed: {', '.join(allowed)}"
+
+
+def _typed(path: str, value: Any, kind: Any) -> Any:
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{path} = {value!r} is not allowed; allowed: numbers that a float can hold") from None
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join("None" if a is types.NoneType else a.__name__ for a in allowed)
+        raise ConfigError(f"{path} = {value!r} is not allowed; allowed: {names}")
+    return value
+
+
+def _section(path: str, cls: type, values: Mapping[str, Any], extra: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(cls)
+    arguments = dict(extra)
+    for field in dataclasses.fields(cls):
+        if field.name in values and field.name not in extra:
+            arguments[field.name] = _typed(f"{path}.{field.name}", values[field.name], hints[field.name])
+    try:
+        return cls(**arguments)
+    except ValueError as error:  # these messages begin with the field's name
+        raise ConfigError(f"{path}.{error}") from None
+
+
+def _task(values: Any) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(values, Mapping) or "name" not in values:
+        raise ConfigError("config.task.name is missing; configs/base.py has its default")
+    if not isinstance(values["name"], str) or values["name"] not in TASKS:
+        raise ConfigError(f"config.task.name = {values['name']!r} is unknown; allowed: {', '.join(TASKS)}")
+    arguments = {key: value for key, value in values.items() if key != "name"}
+    allowed = [name for name in inspect.signature(TASKS[values["name"]]).parameters if name != "data_dir"]
+    for key in arguments:
+        if key not in allowed:
+            raise ConfigError(unknown_key(f"config.task.{key}", allowed))
+    return values["name"], types.MappingProxyType(arguments)
+
+
+def _require(path: str, value: Any, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"config.{path} = {value!r} is not allowed; allowed: {allowed}")
+
+
+def _check_ranges(run: RunConfig) -> None:
+    at_least = {
+        "seed": (run.seed, 0),
+        "steps": (run.steps, 0),
+        "sampling.prompts_per_step": (run.rollouts.prompts_per_step, 1),
+        "sampling.rollouts_per_prompt": (run.rollouts.rollouts_per_prompt, 2),
+        "sampling.max_prompt_length": (run.rollouts.max_prompt_length, 1),
+        "salt.subset_microbatch": (run.geometry.subset_microbatch, 1),
+        "salt.measure_every": (run.geometry.measure_every, 0),
+        "learner.minibatches": (run.learner.minibatches, 1),
+        "learner.epochs": (run.learner.epochs, 1),
+        "learner.microbatches": (run.learner.microbatches, 1),
+        "learner.vocab_chunk": (run.learner.vocab_chunk, 1),
+        "optimizer.warmup_steps": (run.optimizer.warmup_steps, 0),
+        "optimizer.weight_decay": (run.optimizer.weight_decay, 0),
+        "optimizer.clip_norm": (run.optimizer.clip_norm, 0),
+        "warm_start.steps": (run.warm_start.steps, 0),
+        "warm_start.batch_size": (run.warm_start.batch_size, 1),
+        "evaluation.every": (run.evaluation.every, 0),
+        "evaluation.problems": (run.evaluation.problems, 1),
+        "evaluation.batch_size": (run.evaluation.batch_size, 1),
+        "checkpoint.every": (run.checkpoint.every, 1),
+        "checkpoint.keep": (run.checkpoint.keep, 1),
+        "mesh.data": (run.mesh.data, 1),
+        "mesh.fsdp": (run.mesh.fsdp, 1),
+        "mesh.tensor": (run.mesh.tensor, 1),
+        "logging.print_every": (run.logging.print_every, 1),
+    }
+    for path, (value, least) in at_least.items():
+        _require(path, value, value >= least, f"numbers >= {least}")
+    for path, rate in (
+        ("optimizer.learning_rate", run.optimizer.learning_rate),
+        ("optimizer.eps", run.optimizer.eps),
+        ("warm_start.learning_rate", run.warm_start.learning_rate),
+    ):
+        _require(path, rate, 0 < rate < float("inf"), "finite numbers > 0")
+    for path, beta in (("optimizer.b1", run.optimizer.b1), ("optimizer.b2", run.optimizer.b2)):
+        _require(path, beta, 0 <= beta < 1, "numbers in [0, 1)")
+    _require("optimizer.schedule", run.optimizer.schedule, run.optimizer.schedule in SCHEDULES, ", ".join(SCHEDULES))
+    sampling = run.sampling
+    biased = "in training: a filter would bias the policy gradient"
+    _require("sampling.top_k", sampling.top_k, sampling.top_k == 0, f"0 {biased}")
+    _require("sampling.top_p", sampling.top_p, sampling.top_p == 1.0, f"1.0 {biased}")
+    _require("salt.feature", run.geometry.feature, run.geometry.feature in FEATURES, ", ".join(FEATURES))
+    scope = run.geometry.scope
+    number = scope.isdecimal() and len(scope) < 10 and int(scope) > 0
+    _require("salt.scope", scope, scope in ("mini_batch", "group") or number, "mini_batch, group, or a number >= 1")
+    try:
+        re.compile(run.geometry.subset)
+    except re.error as error:
+        raise ConfigError(f"config.salt.subset = {run.geometry.subset!r} is no regular expression: {error}") from None
+
+
+def _check_divisions(run: RunConfig) -> None:
+    def divides(part_path: str, part: int, whole_path: str, whole: int) -> None:
+        if whole % part:
+            raise ConfigError(f"config.{part_path} = {part} must divide {whole_path} = {whole}")
+
+    prompts = run.rollouts.prompts_per_step
+    per_minibatch = "the rollouts of a minibatch (prompts_per_step x rollouts_per_prompt / minibatches)"
+    divides("learner.minibatches", run.learner.minibatches, "config.sampling.prompts_per_step", prompts)
+    divides("learner.microbatches", run.learner.microbatches, per_minibatch, run.minibatch_rows)
+    divides("salt.scope", run.unit_rows, per_minibatch, run.minibatch_rows)
+    if run.geometry.feature == "per_rollout":
+        divides("salt.subset_microbatch", run.geometry.subset_microbatch, per_minibatch, run.minibatch_rows)
+    shards = run.mesh.data * run.mesh.fsdp
+    for path, whole in (
+        ("config.sampling.prompts_per_step", prompts),
+        ("the rollouts of a microbatch", run.minibatch_rows // run.learner.microbatches),
+        ("config.warm_start.batch_size", run.warm_start.batch_size),
+        ("config.evaluation.batch_size", run.evaluation.batch_size),
+    ):
+        divides("mesh.data x config.mesh.fsdp", shards, path, whole)
+    for path, whole in (
+        ("config.policy.num_kv_heads", run.policy.num_kv_heads),
+        ("config.policy.mlp_dim", run.policy.mlp_dim),
+    ):
+        divides("mesh.tensor", run.mesh.tensor, path, whole)
+    divides("mesh.fsdp", run.mesh.fsdp, "config.policy.d_model", run.policy.d_model)

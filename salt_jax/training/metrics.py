@@ -1,0 +1,136 @@
+"""Where metrics go: JSON lines, TensorBoard, and a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from salt_jax.training.workdir import append_record
+
+# metric -> (label, format) of what a person sees while the run goes on
+SHOWN = {
+    "loss": ("loss", ".3f"),
+    "reward": ("reward", ".3f"),
+    "accuracy": ("accuracy", ".3f"),
+    "salt/alpha": ("α", ".2f"),
+    "salt/participation_ratio": ("PR", ".1f"),
+    "salt/n_eff": ("n_eff", ".2f"),
+    "tokens_per_second": ("tok/s", ",.0f"),
+}
+
+
+class NonFiniteError(RuntimeError):
+    """A statistic of the step is NaN or infinite; the message names it, the step and the last checkpoint.
+
+    Example:
+      >>> raise NonFiniteError("step 3: loss is nan")
+      Traceback (most recent call last):
+      salt_jax.training.metrics.NonFiniteError: step 3: loss is nan
+    """
+
+
+def check_finite(step: int, values: Mapping[str, float], checkpoint: str) -> None:
+    """Raises at the first statistic that is not finite; a Gram matrix says so through ``gram_finite``.
+
+    Example:
+      >>> check_finite(3, {"loss": float("nan")}, "none yet")
+      Traceback (most recent call last):
+      salt_jax.training.metrics.NonFiniteError: step 3: loss is nan; last good checkpoint: none yet
+    """
+    bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if values.get("geometry/gram_finite", 1.0) < 1.0:
+        bad = "geometry/gram_finite"
+    if bad is not None:
+        raise NonFiniteError(f"step {step}: {bad} is {values[bad]}; last good checkpoint: {checkpoint}")
+
+
+def headline(values: Mapping[str, float]) -> str:
+    """The metrics a person watches, in one line.
+
+    Example:
+      >>> headline({"reward": 0.25, "salt/alpha": 0.5, "grad_norm": 1.0})
+      'reward 0.250  α 0.50'
+    """
+    return "  ".join(
+        f"{label} {format(values[name], spec)}" for name, (label, spec) in SHOWN.items() if name in values
+    )
+
+
+class MetricWriter:
+    """Writes one phase's records: a JSON line a step, TensorBoard events, and something to look at.
+
+    Args:
+      path: the JSON-lines file.
+      total: steps of the phase.
+      start: steps done before this process.
+      label: what the phase is called on screen.
+      events: folder for TensorBoard, or None.
+      print_every: steps between lines where the output is not a terminal.
+      console: where to show progress.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        total: int,
+        start: int,
+        label: str,
+        events: Path | None,
+        print_every: int,
+        console: Console,
+    ) -> None:
+        self._path, self._total, self._label, self._print_every = path, total, label, print_every
+        self._console = console
+        self._began, self._start = time.perf_counter(), start
+        self._events = None
+        if events is not None:
+            self._events = tensorboardX.SummaryWriter(str(events), purge_step=start + 1, write_to_disk=True)
+        self._progress = None
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"), TimeRemainingColumn(),
+            )
+            self._progress = Progress(*columns, console=console)
+            self._task = self._progress.add_task(label, total=total, completed=start, shown="")
+            self._progress.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records one step."""
+        append_record(self._path, {"step": step, **values})
+        self._send(step, values)
+        shown = headline(values)
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, shown=shown)
+        elif step % self._print_every == 0 or step == self._total:
+            per_step = (time.perf_counter() - self._began) / max(step - self._start, 1)
+            eta = time.strftime("%M:%S", time.gmtime(per_step * (self._total - step)))
+            self._console.print(
+                f"{self._label} {step}/{self._total}  {shown}  ETA {eta}", highlight=False, soft_wrap=True
+            )
+
+    def note(self, path: Path, step: int, values: Mapping[str, float], text: str) -> None:
+        """Records an evaluation: a line in its own file, an event, and a line on screen."""
+        append_record(path, {"step": step, **values})
+        self._send(step, {f"evaluation/{name}": value for name, value in values.items()})
+        self._console.print(f"{self._label} {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
+
+    def _send(self, step: int, values: Mapping[str, Any]) -> None:
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Ends the progress bar and flushes the events."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,96 @@
+"""What training carries from step to step, how it begins, and the optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx, struct
+
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.transformer import Decoder
+from salt_jax.training.config import OptimizerConfig
+
+Array = jax.Array
+
+
+@struct.dataclass
+class TrainState:
+    """Everything a checkpoint of the computation holds; the data iterator is saved beside it.
+
+    Attributes:
+      step: scalar int32, rollout batches (or warm-start batches) consumed.
+      params: nested dict of float32 arrays.
+      opt_state: the optimizer's.
+      ref_params: the policy at the start, for KL to it; None when config.objective.kl_coef is 0.
+      entropy_range: (2,) float32 nats, least and greatest mean token entropy seen (variant 'entropy_alpha').
+      consumed_prompts: scalar int32.
+      key: (2,) uint32, key data; what a step draws comes from this key folded with the step.
+    """
+
+    step: Array
+    params: Any
+    opt_state: Any
+    ref_params: Any
+    entropy_range: Array
+    consumed_prompts: Array
+    key: Array
+
+    def step_key(self) -> Array:
+        """The PRNG key of the current step."""
+        return jax.random.fold_in(jax.random.wrap_key_data(self.key), self.step)
+
+
+def make_policy(config: TransformerConfig) -> Any:
+    """The static part of the policy; ``nnx.merge(policy, params)`` is the callable model."""
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))[0]
+
+
+def init_params(config: TransformerConfig, key: Array) -> Any:
+    """Random float32 parameters as a nested dict."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key))))
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping; linear warm-up, then constant, or linear or cosine decay to 0.
+
+    Args:
+      config: rates and options.
+      total_steps: optimizer steps of the run; where the decay ends.
+
+    Example:
+      >>> config = OptimizerConfig(1e-3, 0, "constant", 0.9, 0.999, 1e-8, 0.0, 1.0)
+      >>> optimizer = make_optimizer(config, total_steps=10)
+      >>> optimizer.init({"w": jnp.zeros(2)}) is not None
+      True
+    """
+    rate, decay_steps = config.learning_rate, max(total_steps - config.warmup_steps, 1)
+    after: optax.Schedule
+    if config.schedule == "linear":
+        after = optax.linear_schedule(rate, 0.0, decay_steps)
+    elif config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(rate, decay_steps)
+    else:
+        after = optax.constant_schedule(rate)
+    warmup = optax.linear_schedule(0.0, rate, config.warmup_steps) if config.warmup_steps else None
+    schedule = optax.join_schedules([warmup, after], [config.warmup_steps]) if warmup else after
+    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, key: Array, *, keep_reference: bool = False
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        # a copy: the step donates its state, and one buffer cannot be donated twice
+        ref_params=jax.tree.map(jnp.copy, params) if keep_reference else None,
+        entropy_range=jnp.array([jnp.inf, -jnp.inf], jnp.float32),
+        consumed_prompts=jnp.zeros((), jnp.int32),
+        key=jnp.copy(jax.random.key_data(key)),  # a buffer of its own, to be donated
+    )
