@@ -1,0 +1,1 @@
+"""Runnable studies: ``python -m experiments.train`` and its companions."""

@@ -1,0 +1,60 @@
+"""GRPO against GRPO + SALT from one warm start and seed: python -m experiments.compare --config=FILE --workdir=DIR.
+
+Runs DIR/warm_start (the supervised phase alone), then DIR/grpo and DIR/salt from its policy, alike but for
+config.salt.enabled, overlays them in DIR/reward.png and DIR/geometry.png and prints one table. This is what
+`make train` does. The same command resumes where it was interrupted; a finished arm is not run again.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from experiments import cli, plot
+from salt_jax.training.config import ConfigError, parse
+from salt_jax.training.loop import check, train
+from salt_jax.training.workdir import check_workdir
+
+ARMS = {"grpo": False, "salt": True}  # folder -> config.salt.enabled
+
+
+def plan(config: Any, folder: Path) -> dict[Path, Any]:
+    """The runs in order, each with its configuration; the arms differ in ``salt.enabled`` alone."""
+    if config.init_from:
+        raise ConfigError("config.init_from must be '' here: both arms start from the warm start in --workdir")
+    warm = copy.deepcopy(config)
+    warm.steps = 0
+    runs = {folder / "warm_start": warm}
+    for name, enabled in ARMS.items():
+        arm = copy.deepcopy(config)
+        arm.warm_start.steps = 0
+        arm.init_from = str(folder / "warm_start")
+        arm.salt.enabled = enabled
+        runs[folder / name] = arm
+    return runs
+
+
+def main() -> None:
+    """Checks all three runs, then makes them."""
+    folder = Path(str(cli.WORKDIR.value))
+    runs = plan(cli.CONFIG.value, folder)
+    check(runs[folder / "warm_start"], folder / "warm_start")  # all but what distinguishes the arms
+    for path, config in runs.items():
+        parse(config)
+        check_workdir(path.absolute(), config.to_dict())
+    console = Console()
+    for path, config in runs.items():
+        console.rule(path.name)
+        train(config, path, console)
+    arms = [folder / name for name in ARMS]
+    plot.draw(arms, folder)
+    plot.print_table(arms)
+    console.print(f"plots: {folder / 'reward.png'}, {folder / 'geometry.png'}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

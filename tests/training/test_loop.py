@@ -1,0 +1,122 @@
+"""Whole runs in this process: one device and eight, a policy taken over, a run that goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from configs import arithmetic
+from salt_jax.training import loop, workdir
+from salt_jax.training.checkpoint import Checkpoints
+from salt_jax.training.config import ConfigError
+from salt_jax.training.metrics import NonFiniteError
+
+STEPS = 3
+
+
+def tiny(**overrides):
+    config = arithmetic.get_config("small")
+    config.steps, config.warm_start.steps = STEPS, 4
+    config.policy.d_model, config.policy.mlp_dim, config.policy.head_dim = 16, 32, 8
+    config.evaluation.every, config.logging.tensorboard = 2, False
+    for key, value in overrides.items():
+        section, _, name = key.rpartition("__")
+        (config[section] if section else config)[name] = value
+    return config
+
+
+def train(config, folder: Path) -> tuple[dict, str]:
+    text = io.StringIO()
+    summary = loop.train(config, folder, Console(file=text, width=200))
+    return summary, text.getvalue()
+
+
+def final_params(folder: Path):
+    step = Checkpoints(folder / "checkpoints" / "train", keep=2).latest_step()
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(folder / "checkpoints" / "train") as manager:
+        return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    summary, text = train(tiny(), folder)
+    return folder, summary, text
+
+
+def test_what_a_run_leaves_behind(finished):
+    folder, summary, text = finished
+    rows = workdir.read_records(folder / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert all(math.isfinite(value) for value in row.values())
+        assert row["sampler_gap_max"] <= 1e-4  # sampler and trainer agree
+        assert row["ratio_max"] == pytest.approx(1.0)
+        assert 1 <= row["salt/participation_ratio"] <= 32
+        for name in ("n_eff", "participation_ratio"):
+            assert {f"geometry/{name}_in", f"geometry/{name}_out", f"geometry/{name}_total"} <= row.keys()
+    assert [row["step"] for row in workdir.read_records(folder / "evaluations.jsonl")] == [0, 2, 3]
+    assert [row["step"] for row in workdir.read_records(folder / "warm_start.jsonl")] == [1, 2, 3, 4]
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["before"]["step"] == 0 and summary["after"]["step"] == STEPS
+    assert "train 3/3" in text and "PR" in text and "greedy accuracy" in text
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=lambda s: "x".join(map(str, s)))
+def test_eight_devices_give_what_one_gives(shape, finished, tmp_path):
+    folder, _, _ = finished
+    data, fsdp, tensor = shape
+    train(tiny(mesh__data=data, mesh__fsdp=fsdp, mesh__tensor=tensor), tmp_path / "run")
+    one, eight = final_params(folder), final_params(tmp_path / "run")
+    # Adam divides by the root of tiny second moments, so that rounding shows at the size of one update, 2e-4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), one, eight)
+    for name in ("metrics.jsonl", "evaluations.jsonl"):
+        for ours, theirs in zip(
+            workdir.read_records(folder / name), workdir.read_records(tmp_path / "run" / name), strict=True
+        ):
+            for key in ("accuracy", "reward", "completion_length", "truncated"):
+                if key in ours:
+                    assert ours[key] == pytest.approx(theirs[key], abs=1e-6), key
+
+
+def test_a_second_run_starts_from_the_first_ones_policy(finished, tmp_path):
+    folder, summary, _ = finished
+    second, _ = train(tiny(init_from=str(folder), warm_start__steps=0, steps=0), tmp_path / "run")
+    assert second["before"]["accuracy"] == summary["after"]["accuracy"]
+    jax.tree.map(np.testing.assert_array_equal, final_params(folder), final_params(tmp_path / "run"))
+
+
+def test_another_policy_cannot_be_taken_over(finished, tmp_path):
+    folder, _, _ = finished
+    with pytest.raises(ConfigError, match="another policy"):
+        train(tiny(init_from=str(folder), policy__mlp_dim=48), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_that_explodes_stops_the_run(finished, tmp_path):
+    folder, _, _ = finished
+    config = tiny(init_from=str(folder), warm_start__steps=0, optimizer__learning_rate=1e30, checkpoint__every=1)
+    with pytest.raises(NonFiniteError) as caught:
+        train(config, tmp_path / "run")
+    pattern = r"step (\d): (\w+) is (nan|inf); last good checkpoint: (.*/checkpoints/train/(\d))"
+    step, _, _, checkpoint, saved = re.fullmatch(pattern, str(caught.value)).groups()
+    assert int(saved) == int(step) - 1
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "train", keep=2).latest_step() == int(saved)
+    assert Path(checkpoint).is_dir()
+
+
+def test_a_solution_longer_than_the_limit_is_found_first(tmp_path):
+    with pytest.raises(ConfigError, match="max_new_tokens"):
+        train(tiny(sampling__max_new_tokens=1), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

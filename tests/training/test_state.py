@@ -1,0 +1,114 @@
+"""The state before the first step, and the optimizer's rates by formula."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from salt_jax.training.config import OptimizerConfig
+from salt_jax.training.state import init_params, init_state, make_optimizer
+from tests import training_setup as setup
+
+PLAIN = OptimizerConfig(
+    learning_rate=0.5, warmup_steps=0, schedule="constant", b1=0.9, b2=0.99, eps=1e-30, weight_decay=0.0, clip_norm=0.0
+)
+
+
+def rates(config, total, steps):
+    """The rate of each update: with a constant gradient Adam's step is the rate itself, whatever b1 and b2."""
+    optimizer = make_optimizer(config, total)
+    params = {"w": jnp.zeros(3)}
+
+    def update(opt_state, _):
+        updates, opt_state = optimizer.update({"w": jnp.array([3.0, -0.1, 7.0])}, opt_state, params)
+        return opt_state, updates["w"]
+
+    steps_taken = jax.jit(lambda: jax.lax.scan(update, optimizer.init(params), None, length=steps)[1])()
+    assert (np.sign(steps_taken) * [-1, 1, -1] >= 0).all()
+    return np.abs(np.asarray(steps_taken))
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_rates_follow_the_schedule(schedule, warmup):
+    total = 9
+    found = rates(dataclasses.replace(PLAIN, schedule=schedule, warmup_steps=warmup), total, total + 2)
+    for step in range(total + 2):
+        done = min(max(step - warmup, 0) / (total - warmup), 1)
+        after = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+        expected = 0.5 * (step / warmup if step < warmup else after)
+        np.testing.assert_allclose(found[step], expected, rtol=1e-4, atol=1e-6, err_msg=str(step))
+
+
+def test_more_warmup_than_steps_is_allowed():
+    found = rates(dataclasses.replace(PLAIN, warmup_steps=8, schedule="linear"), 4, 4)
+    np.testing.assert_allclose(found[:, 0], [0, 0.0625, 0.125, 0.1875], rtol=1e-4)
+
+
+def first_update(config, gradient, params):
+    optimizer = make_optimizer(config, 10)
+    return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+
+def test_clipping_and_eps():
+    """Adam's first step is rate · g / (|g| + eps); with eps = 1 it shows how g was clipped."""
+    config = dataclasses.replace(PLAIN, eps=1.0, clip_norm=2.0)
+    params = {"w": jnp.zeros(2)}
+    large = first_update(config, {"w": jnp.array([6.0, 8.0])}, params)["w"]
+    clipped = np.array([1.2, 1.6])
+    np.testing.assert_allclose(large, -0.5 * clipped / (clipped + 1), rtol=1e-5)
+    small = first_update(config, {"w": jnp.array([0.6, 0.8])}, params)["w"]
+    np.testing.assert_allclose(small, -0.5 * np.array([0.6 / 1.6, 0.8 / 1.8]), rtol=1e-5)
+    unclipped = first_update(dataclasses.replace(config, clip_norm=0.0), {"w": jnp.array([6.0, 8.0])}, params)["w"]
+    np.testing.assert_allclose(unclipped, -0.5 * np.array([6 / 7, 8 / 9]), rtol=1e-5)
+
+
+def test_weight_decay_is_decoupled():
+    config = dataclasses.replace(PLAIN, weight_decay=0.1)
+    update = first_update(config, {"w": jnp.array([1.0, -1.0])}, {"w": jnp.array([4.0, -2.0])})["w"]
+    np.testing.assert_allclose(update, -0.5 * (np.array([1.0, -1.0]) + 0.1 * np.array([4.0, -2.0])), rtol=1e-5)
+
+
+def test_the_first_state():
+    params = {"w": jnp.ones(3)}
+    state = init_state(params, setup.OPTIMIZER, jax.random.key(5))
+    assert state.ref_params is None
+    assert (int(state.step), int(state.consumed_prompts)) == (0, 0)
+    assert state.entropy_range.tolist() == [math.inf, -math.inf]
+    assert state.key.dtype == jnp.uint32
+    assert np.array_equal(state.key, jax.random.key_data(jax.random.key(5)))
+    kept = init_state(params, setup.OPTIMIZER, jax.random.key(5), keep_reference=True)
+    assert np.array_equal(kept.ref_params["w"], params["w"])
+    assert kept.ref_params["w"].unsafe_buffer_pointer() != params["w"].unsafe_buffer_pointer()
+
+
+def test_keys_differ_from_step_to_step_and_from_seed_to_seed():
+    seen = set()
+    for seed in (0, 1):
+        state = init_state({"w": jnp.ones(3)}, setup.OPTIMIZER, jax.random.key(seed))
+        for step in range(3):
+            key = state.replace(step=jnp.int32(step)).step_key()
+            seen.add(tuple(jax.random.key_data(key).tolist()))
+    assert len(seen) == 6
+
+
+def test_initial_parameters():
+    config = dataclasses.replace(setup.tiny_run().policy, d_model=64, mlp_dim=256, vocab_size=99, num_layers=8)
+    draw = setup.compiled(lambda key: init_params(config, key))
+    params, again, other = draw(jax.random.key(1)), draw(jax.random.key(1)), draw(jax.random.key(2))
+    assert setup.same_bits(params, again)
+    assert not np.array_equal(params["embedding"], other["embedding"])
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert type(params) is dict
+    layers = params["layers"]
+    assert layers["q"].shape == (8, 64, 8)
+    for name, fan_in, depth in (("up", 64, 1), ("gate", 64, 1), ("down", 256, 16), ("o", 8, 16)):
+        # 1/sqrt(fan in), and 1/sqrt(2 layers) less where the residual stream is written
+        spread = float(jnp.std(layers[name]))
+        assert spread == pytest.approx((fan_in * depth) ** -0.5, rel=5 * layers[name].size ** -0.5)
+    assert (layers["q_bias"] == 0).all()
+    assert (layers["mlp_norm"] == 1).all()
+    assert not np.array_equal(layers["up"][0], layers["gate"][0])

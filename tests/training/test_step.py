@@ -1,0 +1,407 @@
+"""The train step: against a float64 loop of GRPO + SALT, and unchanged by how a batch is split, ordered or padded."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from salt_jax.objective.objective import loss as policy_objective
+from salt_jax.training import step as step_lib
+from salt_jax.training.sharding import make_mesh
+from tests import training_setup as setup
+from tests.reference import geometry as geometry_reference
+from tests.reference import objective as objective_reference
+from tests.reference import salt as salt_reference
+from tests.reference import transformer as reference
+from tests.reference import vocab
+from tests.reference.jaxpr import largest_array, shapes
+from tests.training_setup import initial_state, largest_difference, rollouts, run_step, same_bits, tiny_run
+
+OFF = {"salt.enabled": False}
+# Between them: SALT off and on, every feature, scope and aggregation, KL, entropy bonus, each kind of variant.
+SETTINGS = {
+    "salt": {},
+    "grpo, seq_mean_token_mean": OFF | {"objective.aggregation": "seq_mean_token_mean"},
+    "group, taken_token, seq_mean_token_sum, entropy bonus": {
+        "salt.scope": "group", "salt.feature": "taken_token", "objective.aggregation": "seq_mean_token_sum",
+        "objective.entropy_coef": 0.05, "salt.variant": "scaled",
+    },
+    "8 rollouts, per_rollout, dr_grpo, KL": {
+        "salt.scope": "8", "salt.feature": "per_rollout", "objective.aggregation": "dr_grpo",
+        "objective.kl_coef": 0.1,
+    },
+    "2 rollouts, permuted": {"salt.scope": "2", "salt.variant": "permuted"},
+}  # fmt: skip
+GROUP, PER_ROLLOUT, PERMUTED = list(SETTINGS)[2:]
+# Parts of 8 rows, of 4 (a group), of 2 and of 1.
+MICROBATCHES = [("salt", 2), ("salt", 8), ("grpo, seq_mean_token_mean", 8), (GROUP, 4), (PER_ROLLOUT, 16), (PERMUTED, 8)]
+
+
+def moved(state, start=None):
+    """How far a step moved the parameters: minus the gradient, for SGD of rate 1."""
+    start = initial_state() if start is None else start
+    return jax.tree.map(lambda new, old: np.asarray(new) - np.asarray(old), state.params, start.params)
+
+
+def largest(tree):
+    return max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def assert_same_step(found, expected, *, metrics=True):
+    """Equal gradients and metrics, to float32 rounding."""
+    expected_move = moved(expected[0])
+    assert largest(expected_move) > 1e-3
+    assert largest_difference(moved(found[0]), expected_move) <= 1e-5 * max(1.0, largest(expected_move))
+    if metrics:
+        for name in found[1].keys() & expected[1].keys():
+            np.testing.assert_allclose(found[1][name], expected[1][name], rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("name", "microbatches"), MICROBATCHES)
+def test_microbatches_change_nothing(name, microbatches):
+    settings = SETTINGS[name]
+    whole = run_step(settings)
+    parts = run_step(settings | {"learner.microbatches": microbatches})
+    assert parts[1].keys() == whole[1].keys()
+    assert_same_step(parts, whole)
+    assert same_bits(parts[0].step, whole[0].step)
+    if settings.get("salt.enabled", True):
+        np.testing.assert_allclose(parts[0].entropy_range, whole[0].entropy_range, rtol=1e-5)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_ratios_of_the_first_update_are_one(microbatches):
+    metrics = run_step({"learner.microbatches": microbatches})[1]
+    assert metrics["ratio_max"] == pytest.approx(1, abs=0 if microbatches == 1 else 1e-6)
+    assert metrics["ratio_mean"] == pytest.approx(1, abs=1e-6)
+    assert metrics["clip_fraction_low"] == metrics["clip_fraction_high"] == 0
+    assert metrics["approx_kl"] <= 1e-10
+    assert 0 < metrics["sampler_gap_max"] <= 1e-4
+    assert metrics["sampler_gap"] <= metrics["sampler_gap_max"]
+
+
+def reference_batch(batch):
+    """Prompt and completion tokens of every row that may carry a gradient, None for the others."""
+    keep = np.asarray(batch.valid & batch.rewarded)
+    rows = []
+    for row in range(batch.num_rollouts):
+        prompt = np.asarray(batch.prompts)[row][np.asarray(batch.prompt_mask)[row]]
+        completion = np.asarray(batch.completions)[row][np.asarray(batch.completion_mask)[row]]
+        rows.append((prompt, completion) if keep[row] else None)
+    return rows
+
+
+def reference_scores(params, run, batch):
+    """Log-probs, entropy (N, T), hidden (N, T, D) in float64, zeros where masked."""
+    n, t = batch.completions.shape
+    log_probs, entropy, hidden = np.zeros((n, t)), np.zeros((n, t)), np.zeros((n, t, run.policy.d_model))
+    head = reference.head(params, run.policy)
+    for row, tokens in enumerate(reference_batch(batch)):
+        if tokens is None:
+            continue
+        length = len(tokens[1])
+        hidden[row, :length] = reference.completion_hidden(params, run.policy, *tokens)
+        log_probs[row, :length], entropy[row, :length], _ = vocab.token_statistics(
+            hidden[row, :length], head, tokens[1], run.sampling.temperature
+        )
+    return log_probs, entropy, hidden
+
+
+def missing_grade():
+    """A batch in which one grade is missing."""
+    batch = rollouts()
+    return batch.replace(rewarded=batch.rewarded.at[5].set(False), rewards=batch.rewards.at[5].set(jnp.nan))
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["salt", "grpo"])
+def test_a_whole_step_equals_a_float64_loop(enabled):
+    settings = {} if enabled else SETTINGS["grpo, seq_mean_token_mean"]
+    run, batch = tiny_run(settings), missing_grade()
+    params = jax.tree.map(np.float64, initial_state().params)
+    state, metrics = run_step(settings, batch=batch)
+
+    mask = np.asarray(batch.loss_mask)
+    old, entropy, hidden = reference_scores(params, run, batch)
+    a = objective_reference.group_advantages(
+        np.asarray(batch.rewards).reshape(4, 4), rewarded=np.asarray(batch.rewarded).reshape(4, 4)
+    ).reshape(-1)
+    if enabled:
+        graded = np.flatnonzero(batch.rewarded)
+        features = geometry_reference.features(
+            hidden, reference.head(params, run.policy), np.asarray(batch.completions), mask,
+            temperature=run.sampling.temperature,
+        ).reshape(16, -1)  # fmt: skip
+        expected = salt_reference.reweight(features[graded], a[graded])
+        assert expected["condition"] < 50  # the projector is well defined
+        assert 0 < expected["alpha"] < 1
+        assert metrics["salt/k"] == expected["k"]
+        for name in ("alpha", "participation_ratio", "n_eff"):
+            np.testing.assert_allclose(metrics[f"salt/{name}"], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        a[graded] = expected["advantages"]
+
+    def loss(params):
+        log_probs, _, _ = reference_scores(params, run, batch)
+        total, denominator, _ = objective_reference.policy_loss(
+            log_probs, old, a, mask, aggregation=run.objective.aggregation
+        )
+        return total / denominator
+
+    np.testing.assert_allclose(metrics["loss"], loss(params), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(metrics["entropy"], entropy.sum() / mask.sum(), rtol=1e-5)
+    graded_rewards = np.delete(np.array(setup.REWARDS[:4], float).reshape(-1), 5)
+    np.testing.assert_allclose(metrics["reward"], graded_rewards.mean(), rtol=1e-6)
+    assert metrics["missing_rewards"] == 1
+    # minus the gradient, along random directions, is what the parameters moved by
+    move, rng, step = moved(state), np.random.default_rng(0), 1e-5
+    for _ in range(3):
+        direction = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+        ahead, behind = (
+            loss(jax.tree.map(lambda x, d, s=sign: x + s * step * d, params, direction)) for sign in (1, -1)
+        )
+        slope = sum(np.sum(m * d) for m, d in zip(jax.tree.leaves(move), jax.tree.leaves(direction), strict=True))
+        np.testing.assert_allclose(slope, -(ahead - behind) / (2 * step), rtol=1e-3, atol=1e-4 * largest(move))
+
+
+def test_minibatches_and_epochs_equal_one_update_after_another():
+    """By hand: old log-probs of the start, one gradient after another; the plain forward and jax.grad."""
+    settings = OFF | {"learner.minibatches": 2, "learner.epochs": 2, "learner.microbatches": 2, "objective.kl_coef": 0.1}
+    run, batch, start = tiny_run(settings), rollouts(), initial_state(True)
+    model = setup.policy_and_params(run.policy)[0]
+    a = objective_reference.group_advantages(np.asarray(batch.rewards).reshape(4, 4)).reshape(-1)
+
+    def log_probs(params, rows):
+        part = setup.take_rows(batch, rows)
+        mask = jnp.concatenate([part.prompt_mask, jnp.ones(part.completions.shape, bool)], axis=1)
+        logits = setup.nnx.merge(model, params)(part.tokens, mask)[:, 2:-1] / run.sampling.temperature
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), part.completions[:, :, None], axis=2)[:, :, 0]
+
+    everything = np.arange(16)
+    minibatches = np.asarray(step_lib.split_minibatches(jnp.arange(16), run))
+    whole_groups = [[sorted({row // 4 for row in rows.tolist()}), len(rows)] for rows in minibatches]
+    assert sorted(group for groups, _ in whole_groups for group in groups) == [0, 1, 2, 3]
+    assert [size for _, size in whole_groups] == [8, 8]
+
+    def by_hand(params):
+        old, ref = log_probs(params, everything), log_probs(start.ref_params, everything)
+        ratios = []
+        for rows in [*minibatches, *minibatches]:
+
+            def loss(params, rows=rows):
+                new = log_probs(params, rows)
+                mask = batch.loss_mask[rows]
+                total, denominator, metrics = policy_objective(
+                    new, old[rows], jnp.asarray(a[rows], jnp.float32), mask, run.objective, ref_log_probs=ref[rows]
+                )
+                return total / denominator, metrics.maxima["ratio_max"]
+
+            gradient, ratio = jax.grad(loss, has_aux=True)(params)
+            params = jax.tree.map(lambda p, g: p - g, params, gradient)
+            ratios.append(ratio)
+        return params, jnp.stack(ratios)
+
+    expected, ratios = setup.call(by_hand, start.params)
+    state, metrics = run_step(settings)
+    assert largest_difference(state.params, expected) <= 1e-5
+    assert largest_difference(state.params, start.params) > 0.01
+    assert metrics["ratio_max"] > 1.01
+    np.testing.assert_allclose(metrics["ratio_max"], ratios.max(), rtol=1e-5)
+    assert (int(state.step), int(state.consumed_prompts)) == (1, 4)
+
+
+def test_reference_policy_is_what_kl_is_taken_to():
+    settings = SETTINGS[PER_ROLLOUT]
+    run, batch, start = tiny_run(settings), rollouts(), initial_state(True)
+    metrics = run_step(settings)[1]
+    new, ref = (
+        reference_scores(jax.tree.map(np.float64, params), run, batch)[0] for params in (start.params, start.ref_params)
+    )
+    mask = np.asarray(batch.loss_mask)
+    expected = np.mean([objective_reference.kl("k3", p, q) for p, q in zip(new[mask], ref[mask], strict=True)])
+    np.testing.assert_allclose(metrics["kl_ref"], expected, rtol=1e-4)
+
+
+def test_the_order_of_groups_and_of_rollouts_in_them_does_not_matter():
+    rng = np.random.default_rng(0)
+    by_group = [group * 4 + rng.permutation(4) for group in (2, 0, 3, 1)]
+    permuted = setup.take_rows(rollouts(), np.concatenate(by_group))
+    for settings in ({}, SETTINGS["grpo, seq_mean_token_mean"]):
+        assert_same_step(run_step(settings, batch=permuted), run_step(settings))
+
+
+def with_garbage(batch, rows, value):
+    """Everything in the given rows replaced; not their `valid` and `rewarded`."""
+    rows = np.asarray(rows)
+    return batch.replace(
+        tokens=batch.tokens.at[rows].set(value % setup.VOCAB),
+        completion_mask=batch.completion_mask.at[rows].set(value % 2 == 0),
+        sampler_log_probs=batch.sampler_log_probs.at[rows].set(jnp.nan if value % 2 else 1e30),
+        rewards=batch.rewards.at[rows].set(jnp.nan if value % 2 else 1e30),
+        truncated=batch.truncated.at[rows].set(value % 2 == 1),
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"learner.microbatches": 8}], ids=["whole", "microbatches"])
+def test_content_of_padding_rows_does_not_matter(settings):
+    batch = rollouts()
+    padded = batch.replace(valid=batch.valid.at[12:].set(False))
+    results = [run_step(settings, batch=with_garbage(padded, range(12, 16), value)) for value in (3, 8)]
+    assert same_bits(results[0][0], results[1][0])
+    assert same_bits(results[0][1], results[1][1])
+    assert all(np.isfinite(value).all() for value in results[0][1].values())
+
+
+def test_padding_a_batch_changes_nothing():
+    batch = rollouts()
+    padded = with_garbage(batch.replace(valid=batch.valid.at[12:].set(False)), range(12, 16), 8)
+    small = run_step({"sampling.prompts_per_step": 3}, batch=setup.take_rows(batch, range(12)))
+    assert_same_step(run_step(batch=padded), small)
+
+
+def test_content_of_rollouts_without_a_grade_does_not_matter():
+    missing = missing_grade()
+    results = [
+        run_step(batch=missing.replace(rewards=missing.rewards.at[5].set(value))) for value in (jnp.nan, 0.0, 1e30)
+    ]
+    for state, metrics in results[1:]:
+        assert same_bits(state, results[0][0])
+        assert same_bits(metrics, results[0][1])
+    # and nothing of its tokens reaches the update: only what the batch's own shape metrics say may differ
+    tokens = missing.tokens.at[5, 3:].set(7)
+    assert same_bits(run_step(batch=missing.replace(tokens=tokens))[0], results[0][0])
+    assert largest_difference(results[0][0].params, run_step()[0].params) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["salt", "grpo, seq_mean_token_mean", PERMUTED])
+@pytest.mark.parametrize("microbatches", [1, 8])
+def test_unanimous_groups_give_exactly_no_gradient(name, microbatches):
+    batch = rollouts()
+    for rewards in (jnp.repeat(jnp.array([1.0, 0.1, 0.0, 0.7]), 4), jnp.full(16, 0.1)):
+        state, metrics = run_step(
+            SETTINGS[name] | {"learner.microbatches": microbatches}, batch=batch.replace(rewards=rewards)
+        )
+        assert metrics["grad_norm"] == metrics["loss"] == metrics["groups_with_signal"] == 0
+        assert largest(moved(state)) == 0
+        assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", ["salt", "grpo, seq_mean_token_mean"])
+def test_a_batch_without_any_grade_gives_no_gradient(name):
+    batch = rollouts()
+    state, metrics = run_step(SETTINGS[name], batch=batch.replace(rewarded=jnp.zeros(16, bool)))
+    assert largest(moved(state)) == 0
+    assert metrics["missing_rewards"] == 16
+    assert all(np.isfinite(value).all() for value in metrics.values())
+
+
+def test_reward_metrics_equal_loops():
+    batch = rollouts()
+    batch = batch.replace(
+        valid=batch.valid.at[12:].set(False), rewarded=batch.rewarded.at[0].set(False),
+        truncated=jnp.arange(16) % 3 == 0,
+    )  # fmt: skip
+    advantages = jnp.where(jnp.arange(16) // 4 == 1, 1.0, 0.0)
+    found = step_lib.reward_metrics(batch, advantages, 4)
+    rewards, lengths = np.asarray(batch.rewards), np.asarray(batch.completion_mask).sum(axis=1)
+    graded = [row for row in range(12) if row != 0]
+    assert found["reward"] == pytest.approx(sum(rewards[row] for row in graded) / 11)
+    assert found["accuracy"] == pytest.approx(sum(rewards[row] > 0 for row in graded) / 11)
+    assert found["groups_with_signal"] == pytest.approx(1 / 3)
+    assert found["completion_length"] == pytest.approx(lengths[:12].mean())
+    assert found["truncated"] == pytest.approx(4 / 12)
+    assert found["missing_rewards"] == 1
+
+
+def test_measuring_with_salt_off_sees_what_salt_sees_and_changes_nothing():
+    measured = run_step(OFF, measure=True)
+    seen, unmeasured = run_step()[1], run_step(OFF)
+    assert_same_step(measured, unmeasured)
+    names = {name for name in seen if name.startswith("geometry/")}
+    assert len(names) > 5
+    assert names == {name for name in measured[1] if "/" in name}
+    assert not any("/" in name for name in unmeasured[1])
+    for name in names:
+        np.testing.assert_allclose(measured[1][name], seen[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_without_jit():
+    """SALT off here: its thousand small operations take long one by one; test_reweighting.py has them."""
+    settings = SETTINGS["grpo, seq_mean_token_mean"]
+    new, metrics = setup.bound_step(tiny_run(settings))(initial_state(), rollouts())
+    assert_same_step((new, {name: np.asarray(value) for name, value in metrics.items()}), run_step(settings))
+
+
+def test_entropy_range_follows_the_batches_and_sets_alpha():
+    settings = {"salt.variant": "entropy_alpha"}
+    run, batch = tiny_run(settings), rollouts()
+    first, metrics = run_step(settings)
+    _, entropy, _ = reference_scores(jax.tree.map(np.float64, initial_state().params), run, batch)
+    now = entropy.sum() / np.asarray(batch.loss_mask).sum()
+    np.testing.assert_allclose(first.entropy_range, [now, now], rtol=1e-5)
+    assert metrics["salt/alpha"] == 0  # the range is a point: 0/0 := 0
+    start = initial_state().replace(entropy_range=jnp.array([now - 0.1, now + 0.3], jnp.float32))
+    second, metrics = run_step(settings, state=start)
+    assert same_bits(second.entropy_range, start.entropy_range)
+    np.testing.assert_allclose(metrics["salt/alpha"], 0.25, rtol=1e-3)
+
+
+def test_random_variants_draw_anew_each_step_and_the_same_in_the_same_step():
+    settings = SETTINGS[PERMUTED]
+    start = initial_state()
+    assert same_bits(run_step(settings), run_step(settings))
+    later = run_step(settings, state=start.replace(step=start.step + 1))[0]
+    assert largest_difference(later.params, run_step(settings)[0].params) > 1e-3
+    bits = [jax.random.key_data(key(start)) for key in (step_lib.salt_key, step_lib.sampling_key)]
+    assert not np.array_equal(*bits)
+
+
+@pytest.mark.parametrize(
+    ("settings", "measure"),
+    [({}, False), ({"learner.microbatches": 2, "objective.kl_coef": 0.1}, False), (OFF, True),
+     ({"salt.feature": "taken_token"}, False), ({"salt.feature": "per_rollout", "salt.subset_microbatch": 1}, False)],
+    ids=["salt", "accumulated", "measured", "taken_token", "per_rollout"],
+)  # fmt: skip
+def test_no_array_of_all_logits(settings, measure):
+    vocab_size = 2000
+
+    def program(chunk):
+        run = tiny_run(settings | {"learner.vocab_chunk": chunk})
+        run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, vocab_size=vocab_size))
+        state = jax.eval_shape(
+            lambda params: setup.state_lib.init_state(params, setup.OPTIMIZER, jax.random.key(0), keep_reference=True),
+            setup.policy_and_params(run.policy)[1],
+        )
+        return jax.make_jaxpr(jax.jit(setup.bound_step(run, measure)))(state, rollouts())
+
+    one_part = 16 * 4 * vocab_size // (2 if "learner.microbatches" in settings else 1)
+    chunked = program(50)
+    assert largest_array(chunked) < one_part / 2
+    assert any(shape[-1:] == (50,) for shape in shapes(chunked))
+    assert largest_array(program(vocab_size)) >= one_part  # what the walk would find
+
+
+def jitted_step():
+    """The step as the trainer has it, on one device, with a state of its own."""
+    run = tiny_run()
+    policy = setup.policy_and_params(run.policy)[0]
+    fresh = lambda: jax.device_put(jax.tree.map(jnp.copy, initial_state()))
+    step = step_lib.jit_train_step(run, policy, setup.OPTIMIZER, make_mesh(), fresh())
+    return step.lower(fresh(), rollouts()).compile(compiler_options=setup.FAST_COMPILE), fresh
+
+
+def test_the_jitted_step_donates_its_state_moves_nothing_and_repeats_itself(no_transfers):
+    step, fresh = jitted_step()
+    batch, results = rollouts(), []
+    for _ in range(2):
+        state = fresh()
+        with no_transfers():
+            new, metrics = step(state, batch)
+            jax.block_until_ready(new)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+        results.append((jax.tree.map(np.asarray, new), jax.tree.map(np.asarray, metrics)))
+    assert same_bits(results[0], results[1])
+    assert_same_step(results[0], run_step())
+    with no_transfers():  # the next step takes what this one gave
+        after, _ = step(new, batch)
+    assert (int(after.step), int(after.consumed_prompts)) == (2, 8)
