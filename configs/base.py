@@ -64,6 +64,7 @@ def get_config() -> config_dict.ConfigDict:
     c.salt.feature = "lm_head"  # gradient feature: 'lm_head', 'taken_token', 'per_rollout'
     c.salt.scope = "mini_batch"  # unit of the geometry: 'mini_batch', 'group', or a number of rollouts
     c.salt.length_normalize = True  # token mean of the feature (the paper); False: token sum (the release)
+    c.salt.vocab_chunk = 128  # vocabulary columns of the features held at once: m x chunk x d_model floats
     c.salt.subset = "layers"  # 'per_rollout': parameters whose path matches this regular expression
     c.salt.subset_microbatch = 16  # 'per_rollout': rollouts whose backward passes live at once
     c.salt.measure_every = 0  # steps; with SALT off, log the geometry every so often (0: never)

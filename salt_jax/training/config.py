@@ -52,6 +52,7 @@ class GeometryConfig:
     feature: str
     scope: str
     length_normalize: bool
+    vocab_chunk: int
     subset: str
     subset_microbatch: int
     measure_every: int
@@ -293,6 +294,7 @@ def _check_ranges(run: RunConfig) -> None:
         "sampling.prompts_per_step": (run.rollouts.prompts_per_step, 1),
         "sampling.rollouts_per_prompt": (run.rollouts.rollouts_per_prompt, 2),
         "sampling.max_prompt_length": (run.rollouts.max_prompt_length, 1),
+        "salt.vocab_chunk": (run.geometry.vocab_chunk, 1),
         "salt.subset_microbatch": (run.geometry.subset_microbatch, 1),
         "salt.measure_every": (run.geometry.measure_every, 0),
         "learner.minibatches": (run.learner.minibatches, 1),

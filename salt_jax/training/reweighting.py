@@ -50,12 +50,12 @@ def mini_batch_gram(
     observed = (scores.hidden, nnx.merge(policy, params).lm_head, rollouts.completions, mask)
     if settings.feature == "taken_token":
         return geometry.taken_token_gram(
-            *observed, chunk_size=chunk_size, length_normalize=settings.length_normalize
+            *observed, chunk_size=settings.vocab_chunk, length_normalize=settings.length_normalize
         )
     return geometry.lm_head_gram(
         *observed,
         temperature=temperature,
-        chunk_size=chunk_size,
+        chunk_size=settings.vocab_chunk,
         length_normalize=settings.length_normalize,
         log_normalizer=scores.log_normalizer,
     )
