@@ -207,7 +207,7 @@ class Decoder(nnx.Module):
     def empty_cache(self, batch: int, group: int, length: int) -> Any:
         """Keys (B, K, G, C, T) and values (B, K, G, T, C) of every layer, zero; stacked where layers are scanned.
 
-        Keys are kept transposed: the products of decoding are then both row-major, 3× faster on CPU.
+        Keys are kept transposed, so that both products of decoding are row-major: cheaper on CPU.
         """
         cfg = self.config
         lead, c, dtype = (batch, cfg.num_kv_heads, group), cfg.head_dim, jnp.dtype(cfg.compute_dtype)

@@ -34,7 +34,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     count = data * fsdp * tensor
     if count > jax.device_count():
-        raise ValueError(f"config.mesh asks for {data} x {fsdp} x {tensor} = {count} devices; there are {jax.device_count()}")
+        there = jax.device_count()
+        raise ValueError(f"config.mesh asks for {data} x {fsdp} x {tensor} = {count} devices; there are {there}")
     auto = (jax.sharding.AxisType.Auto,) * 3
     return jax.make_mesh((data, fsdp, tensor), ("data", "fsdp", "tensor"), auto, devices=jax.devices()[:count])
 

@@ -151,7 +151,8 @@ def test_unknown_names(key, value, allowed):
         ("sampling.rollouts_per_prompt", 1), ("sampling.rollouts_per_prompt", 0),
         ("objective.eps", -1.0), ("objective.clip_low", -0.1), ("objective.kl_coef", float("nan")),
         ("salt.rho", 0.0), ("salt.k_min", 0), ("salt.k_max", 0), ("salt.alpha_min", 1.5), ("salt.alpha_max", -0.5),
-        ("salt.fixed_alpha", 2.0), ("salt.scope", "0"), ("salt.scope", "-4"), ("salt.scope", "4.0"), ("salt.scope", "9" * 5000), ("salt.rho", 10**400),
+        ("salt.fixed_alpha", 2.0), ("salt.scope", "0"), ("salt.scope", "-4"), ("salt.scope", "4.0"),
+        ("salt.scope", "9" * 5000), ("salt.rho", 10**400),
         ("salt.subset", "("), ("salt.subset_microbatch", 0), ("salt.measure_every", -1),
         ("learner.minibatches", 0), ("learner.epochs", 0), ("learner.microbatches", 0), ("learner.vocab_chunk", 0),
         ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("inf")), ("optimizer.b1", 1.0),
@@ -206,7 +207,7 @@ def paths(values, prefix=()):
 
 VALUES = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
-    | st.sampled_from([0, 1, 2, 3, 4, 8, 10**400, 0.5, "group", "4", "9" * 5000, "salt", "k2", "(", {}, [], [1], {"a": 1}])
+    | st.sampled_from([0, 1, 2, 3, 4, 8, 10**400, 0.5, "group", "4", "9" * 5000, "salt", "k2", "(", {}, [], [1]])
 )  # fmt: skip
 
 
@@ -234,11 +235,16 @@ def test_parse_returns_a_run_or_refuses_in_one_line(changes, extra, removed):
             section[extra[1]] = extra[2]
     if removed is not None and isinstance(section_of(removed[:-1]), dict):
         section_of(removed[:-1]).pop(removed[-1], None)
+    message = None
     try:
-        assert isinstance(parse(values), RunConfig)
+        run = parse(values)
     except ConfigError as error:
-        assert len(str(error).splitlines()) == 1
-        assert str(error).startswith("config")
+        message = str(error)
+    if message is None:
+        assert isinstance(run, RunConfig)
+    else:
+        assert len(message.splitlines()) == 1
+        assert message.startswith("config")
 
 
 def test_a_key_that_is_more_than_a_line_is_shown_as_one():

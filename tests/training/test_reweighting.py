@@ -9,7 +9,12 @@ import pytest
 
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.salt import VARIANTS
-from salt_jax.training.reweighting import diagonal_blocks, mini_batch_gram, observe_and_reweight, success_rates
+from salt_jax.training.reweighting import (
+    diagonal_blocks,
+    mini_batch_gram,
+    observe_and_reweight,
+    success_rates,
+)
 from tests import training_setup as setup
 from tests.reference import geometry as geometry_reference
 from tests.reference import salt as reference
@@ -99,23 +104,13 @@ def problem():
     return rows, np.where(present, a, 0.0), batch, present
 
 
-def observed(run, jit=True):
-    rows, a, batch, _ = problem()
-    function = lambda k, a, key, entropy: observe_and_reweight(run, k, a, batch, key, entropy)
-    arguments = (
-        jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(a, jnp.float32), jax.random.key(1),
-        tuple(jnp.float32(x) for x in (1.2, 1.0, 2.0)),
-    )  # fmt: skip
-    return setup.call(function, *arguments) if jit else function(*arguments)
-
-
 @functools.cache
 def every_variant():
     """All variants and scopes in one program, which shares their eigendecompositions."""
     runs = {
         (variant, scope): setup.tiny_run({"salt.variant": variant, "salt.scope": scope})
         for variant in VARIANTS
-        for scope in (("mini_batch", "group", "8") if variant in ("salt", "scaled") else ("8",))
+        for scope in (("mini_batch", "group", "8") if variant == "salt" else ("8",))
     }
     rows, a, batch, _ = problem()
     k, a, key = jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(a, jnp.float32), jax.random.key(1)
@@ -162,12 +157,11 @@ def test_random_variants_draw_for_each_unit(variant):
             np.testing.assert_allclose(np.sort(new[here]), np.sort(salt[here]), atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["salt", "scaled"])
 @pytest.mark.parametrize(("scope", "size"), [("mini_batch", 16), ("group", 4), ("8", 8)])
-def test_scope_is_the_unit_of_the_geometry(variant, scope, size):
-    new, metrics = every_variant()[(variant, scope)]
+def test_scope_is_the_unit_of_the_geometry(scope, size):
+    new, metrics = every_variant()[("salt", scope)]
     means = {"alpha": [], "k": [], "participation_ratio": [], "n_eff": []}
-    for here, expected in expected_units(variant, size):
+    for here, expected in expected_units("salt", size):
         np.testing.assert_allclose(np.asarray(new)[here], expected["advantages"], rtol=1e-3, atol=1e-4)
         for name, values in means.items():
             values.append(expected[name])
@@ -193,14 +187,6 @@ def test_metrics_compare_before_and_after():
     }
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
-
-
-def test_without_jit():
-    new, metrics = observed(setup.tiny_run({"salt.scope": "8"}), jit=False)
-    jitted, jitted_metrics = every_variant()[("salt", "8")]
-    np.testing.assert_allclose(new, jitted, atol=1e-5)
-    for name, value in jitted_metrics.items():
-        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_silent_units_count_in_no_mean():

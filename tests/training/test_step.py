@@ -28,15 +28,17 @@ SETTINGS = {
         "salt.scope": "group", "salt.feature": "taken_token", "objective.aggregation": "seq_mean_token_sum",
         "objective.entropy_coef": 0.05, "salt.variant": "scaled",
     },
-    "8 rollouts, per_rollout, dr_grpo, KL": {
-        "salt.scope": "8", "salt.feature": "per_rollout", "objective.aggregation": "dr_grpo",
-        "objective.kl_coef": 0.1,
+    "2 rollouts, per_rollout, dr_grpo, KL": {
+        "salt.scope": "2", "salt.feature": "per_rollout", "objective.aggregation": "dr_grpo",
+        "objective.kl_coef": 0.1, "salt.variant": "entropy_alpha",
     },
-    "2 rollouts, permuted": {"salt.scope": "2", "salt.variant": "permuted"},
+    "8 rollouts, permuted": {"salt.scope": "8", "salt.variant": "permuted"},
 }  # fmt: skip
 GROUP, PER_ROLLOUT, PERMUTED = list(SETTINGS)[2:]
 # Parts of 8 rows, of 4 (a group), of 2 and of 1.
-MICROBATCHES = [("salt", 2), ("salt", 8), ("grpo, seq_mean_token_mean", 8), (GROUP, 4), (PER_ROLLOUT, 16), (PERMUTED, 8)]
+MICROBATCHES = [
+    ("salt", 2), ("salt", 8), ("grpo, seq_mean_token_mean", 8), (GROUP, 4), (PER_ROLLOUT, 16), (PERMUTED, 8),
+]  # fmt: skip
 
 
 def moved(state, start=None):
@@ -166,7 +168,8 @@ def test_a_whole_step_equals_a_float64_loop(enabled):
 
 def test_minibatches_and_epochs_equal_one_update_after_another():
     """By hand: old log-probs of the start, one gradient after another; the plain forward and jax.grad."""
-    settings = OFF | {"learner.minibatches": 2, "learner.epochs": 2, "learner.microbatches": 2, "objective.kl_coef": 0.1}
+    learner = {"learner.minibatches": 2, "learner.epochs": 2, "learner.microbatches": 2}
+    settings = OFF | learner | {"objective.kl_coef": 0.1}
     run, batch, start = tiny_run(settings), rollouts(), initial_state(True)
     model = setup.policy_and_params(run.policy)[0]
     a = objective_reference.group_advantages(np.asarray(batch.rewards).reshape(4, 4)).reshape(-1)
@@ -326,21 +329,21 @@ def test_measuring_with_salt_off_sees_what_salt_sees_and_changes_nothing():
 
 
 def test_without_jit():
-    """SALT off here: its thousand small operations take long one by one; test_reweighting.py has them."""
+    """SALT off: the thousand small operations of the geometry take long one by one."""
     settings = SETTINGS["grpo, seq_mean_token_mean"]
     new, metrics = setup.bound_step(tiny_run(settings))(initial_state(), rollouts())
     assert_same_step((new, {name: np.asarray(value) for name, value in metrics.items()}), run_step(settings))
 
 
 def test_entropy_range_follows_the_batches_and_sets_alpha():
-    settings = {"salt.variant": "entropy_alpha"}
-    run, batch = tiny_run(settings), rollouts()
+    settings = SETTINGS[PER_ROLLOUT]
+    run, batch, start = tiny_run(settings), rollouts(), initial_state(True)
     first, metrics = run_step(settings)
-    _, entropy, _ = reference_scores(jax.tree.map(np.float64, initial_state().params), run, batch)
+    _, entropy, _ = reference_scores(jax.tree.map(np.float64, start.params), run, batch)
     now = entropy.sum() / np.asarray(batch.loss_mask).sum()
     np.testing.assert_allclose(first.entropy_range, [now, now], rtol=1e-5)
     assert metrics["salt/alpha"] == 0  # the range is a point: 0/0 := 0
-    start = initial_state().replace(entropy_range=jnp.array([now - 0.1, now + 0.3], jnp.float32))
+    start = start.replace(entropy_range=jnp.array([now - 0.1, now + 0.3], jnp.float32))
     second, metrics = run_step(settings, state=start)
     assert same_bits(second.entropy_range, start.entropy_range)
     np.testing.assert_allclose(metrics["salt/alpha"], 0.25, rtol=1e-3)
