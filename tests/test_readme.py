@@ -14,7 +14,8 @@ def test_the_python_example_runs():
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert names["out"].advantages.shape == (names["m"],) and bool(names["out"].ok)
+    assert names["out"].advantages.shape == (names["m"],)
+    assert bool(names["out"].ok)
 
 
 def test_files_and_links_exist():

@@ -39,11 +39,14 @@ class Checkpoints:
 
     Args:
       directory: absolute folder; made when the first checkpoint is saved.
-      keep: newest checkpoints kept.
+      keep: newest checkpoints kept; None opens another run's folder for reading only.
     """
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+    def __init__(self, directory: Path, keep: int | None) -> None:
+        if keep is None:  # neither cleans up nor deletes anything there
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory, options=options)
         self.directory = directory
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,7 @@ from salt_jax.training import generation, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError, RunConfig, parse
 from salt_jax.training.metrics import MetricWriter, check_finite
-from salt_jax.training.sharding import make_mesh, tree_shardings
+from salt_jax.training.sharding import make_mesh, path_of, tree_shardings
 from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
 from salt_jax.training.step import jit_train_step, sampling_key
 from salt_jax.training.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
@@ -78,6 +79,7 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         if run.warm_start.steps:
             with naming("config.sampling.max_new_tokens: "):
                 check_solution_lengths(task.source("train"), task.tokenizer, limits[1])
+        check_subset(run, task)
     with naming(""):
         make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
     if run.init_from:
@@ -97,6 +99,17 @@ def naming(prefix: str) -> Iterator[None]:
 def make_task(run: RunConfig, data_dir: Path) -> Task:
     """The run's task, its data set under ``data_dir``."""
     return TASKS[run.task_name](data_dir, **run.task_arguments)
+
+
+def check_subset(run: RunConfig, task: Task) -> None:
+    """ConfigError if 'per_rollout' gradients are asked of parameters that do not exist."""
+    if run.geometry.feature != "per_rollout":
+        return
+    policy = dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size)
+    shapes = jax.eval_shape(lambda: init_params(policy, jax.random.key(0)))
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    if not any(re.search(run.geometry.subset, path) for path in paths):
+        raise ConfigError(f"config.salt.subset = {run.geometry.subset!r} matches none of {', '.join(paths)}")
 
 
 def check_initial(run: RunConfig, values: Mapping[str, Any], source: Path) -> None:
@@ -151,7 +164,7 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
 
 def restore_initial(source: Path, params: Any) -> Any:
     """The final parameters of another run."""
-    checkpoints = Checkpoints(source.absolute() / "checkpoints" / TRAIN, keep=1)
+    checkpoints = Checkpoints(source.absolute() / "checkpoints" / TRAIN, keep=None)
     step = checkpoints.latest_step()
     if step is None:
         raise ConfigError(f"config.init_from = {str(source)!r} has no checkpoint")

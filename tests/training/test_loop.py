@@ -68,8 +68,11 @@ def test_what_a_run_leaves_behind(finished):
     assert [row["step"] for row in workdir.read_records(folder / "evaluations.jsonl")] == [0, 2, 3]
     assert [row["step"] for row in workdir.read_records(folder / "warm_start.jsonl")] == [1, 2, 3, 4]
     assert summary == json.loads((folder / "summary.json").read_text())
-    assert summary["before"]["step"] == 0 and summary["after"]["step"] == STEPS
-    assert "train 3/3" in text and "PR" in text and "greedy accuracy" in text
+    assert summary["before"]["step"] == 0
+    assert summary["after"]["step"] == STEPS
+    assert "train 3/3" in text
+    assert "PR" in text
+    assert "greedy accuracy" in text
 
 
 @pytest.mark.mesh
@@ -92,9 +95,11 @@ def test_eight_devices_give_what_one_gives(shape, finished, tmp_path):
 
 def test_a_second_run_starts_from_the_first_ones_policy(finished, tmp_path):
     folder, summary, _ = finished
+    before = sorted(folder.rglob("*"))
     second, _ = train(tiny(init_from=str(folder), warm_start__steps=0, steps=0), tmp_path / "run")
     assert second["before"]["accuracy"] == summary["after"]["accuracy"]
     jax.tree.map(np.testing.assert_array_equal, final_params(folder), final_params(tmp_path / "run"))
+    assert sorted(folder.rglob("*")) == before  # the first run's folder is only read
 
 
 def test_another_policy_cannot_be_taken_over(finished, tmp_path):

@@ -78,7 +78,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("warm_start.jsonl", "metrics.jsonl", "evaluations.jsonl"):
         assert records(one, name) == records(other, name)
     first, second = final_state(one), final_state(other)
-    assert first.keys() == second.keys() and len(first) > 20
+    assert first.keys() == second.keys()
+    assert len(first) > 20
     for path, value in first.items():
         np.testing.assert_array_equal(value.view(np.uint8), second[path].view(np.uint8), err_msg=path)
 

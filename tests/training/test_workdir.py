@@ -16,7 +16,8 @@ CONFIG = {"steps": 3, "salt": {"rho": 1.0, "k_max": None}}
 
 def test_a_new_folder_then_the_same_again(tmp_path):
     folder = tmp_path / "a" / "run"
-    assert not workdir.check_workdir(folder, CONFIG) and not folder.exists()
+    assert not workdir.check_workdir(folder, CONFIG)
+    assert not folder.exists()
     workdir.open_workdir(folder, CONFIG)
     assert workdir.check_workdir(folder, CONFIG)
     assert json.loads((folder / "config.json").read_text()) == CONFIG
@@ -38,7 +39,8 @@ def test_another_configuration(changed, words, tmp_path):
         return
     with pytest.raises(ConfigError) as caught:
         workdir.check_workdir(tmp_path / "run", changed)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_in_the_way(tmp_path):
@@ -73,6 +75,8 @@ def test_a_step_that_is_not_finite_names_everything():
     for name, value in (("loss", math.nan), ("grad_norm", math.inf), ("salt/participation_ratio", math.nan)):
         with pytest.raises(NonFiniteError) as caught:
             check_finite(5, {"reward": 1.0, name: value}, "run/checkpoints/train/4")
-        assert "step 5" in str(caught.value) and name in str(caught.value) and "train/4" in str(caught.value)
+        assert "step 5" in str(caught.value)
+        assert name in str(caught.value)
+        assert "train/4" in str(caught.value)
     with pytest.raises(NonFiniteError, match="gram_finite"):
         check_finite(5, {"loss": 0.0, "geometry/gram_finite": 0.5}, "none yet")
