@@ -26,7 +26,8 @@ def assert_refused(done, *words: str) -> None:
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == ""
     said = [line for line in done.stderr.splitlines() if not line.startswith("WARNING:jax")]
-    assert len(said) == 1 and said[0].startswith("error: "), done.stderr
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("error: "), done.stderr
     assert "Compiling" not in done.stderr
     assert "compilation" not in done.stderr
     for word in words:
