@@ -4,7 +4,8 @@
     python -m experiments.train --config=configs/arithmetic.py --workdir=runs/grpo --config.salt.enabled=False
     python -m experiments.compare --config=configs/arithmetic.py --workdir=runs/arithmetic      (both: make train)
 
-RESULT
+Result (make train, one seed, 2 CPU cores): greedy accuracy on 2,000 held-out problems goes from 0.217 after
+the warm start to 0.799 with GRPO and to 0.430 with GRPO + SALT; 259 s in all.
 """
 
 from ml_collections import config_dict
