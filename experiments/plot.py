@@ -178,7 +178,7 @@ def _finish(axes: Axes, runs: Sequence[Run], empty: str) -> None:
 def _unit_interval(axes: Axes) -> None:
     """From 0 to 1 where all values lie there; rewards may also be -1 and 1, or shaped."""
     tops = [_top(line) for line in axes.lines]
-    lows = [float(np.min(line.get_ydata())) for line in axes.lines]
+    lows = [float(np.min(np.asarray(line.get_ydata(), float))) for line in axes.lines]
     if not tops or (min(lows) >= 0 and max(tops) <= 1):
         axes.set_ylim(0, 1.02)
 

@@ -20,6 +20,7 @@ def main() -> None:
     train(cli.CONFIG.value, folder)
     plot.draw([folder], folder)
     plot.print_table([folder])
+    print(f"plots: {folder / 'reward.png'}, {folder / 'geometry.png'}")
 
 
 if __name__ == "__main__":
