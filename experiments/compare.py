@@ -8,6 +8,7 @@ config.salt.enabled, overlays them in DIR/reward.png and DIR/geometry.png and pr
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def plan(config: Any, folder: Path) -> dict[Path, Any]:
     for name, enabled in ARMS.items():
         arm = copy.deepcopy(config)
         arm.warm_start.steps = 0
-        arm.init_from = str(folder / "warm_start")
+        arm.init_from = os.path.relpath(folder / "warm_start")  # however --workdir was written
         arm.salt.enabled = enabled
         runs[folder / name] = arm
     return runs
