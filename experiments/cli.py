@@ -16,6 +16,7 @@ from salt_jax.training.metrics import NonFiniteError
 
 BAD_INPUT = 2  # wrong input: nothing was compiled, nothing written
 STOPPED = 1  # the run stopped itself; its message names the step and the last good checkpoint
+INTERRUPTED = 130  # Ctrl-C; what was being saved has been saved
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with its argument after a colon: configs/arithmetic.py:small", lock_config=True
@@ -97,4 +98,7 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return STOPPED
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
     return 0

@@ -2,7 +2,7 @@
 
 Writes DIR/metrics.jsonl (one JSON object a step), evaluations.jsonl, TensorBoard events, checkpoints,
 summary.json, reward.png and geometry.png. The same command resumes a run that was interrupted.
-Exit status: 0 done, 2 wrong input (nothing written), 1 stopped by a non-finite statistic.
+Exit status: 0 done, 2 wrong input (nothing written), 1 stopped by a non-finite statistic, 130 interrupted.
 """
 
 from __future__ import annotations
