@@ -36,7 +36,7 @@ def get_config() -> config_dict.ConfigDict:
     c.policy.qk_norm = False
     c.policy.tied_embeddings = True
     c.policy.compute_dtype = "float32"  # or 'bfloat16'; parameters and reductions stay float32
-    c.policy.scan_layers = True  # False unrolls the layers: faster for shallow models on CPU, slower to compile
+    c.policy.scan_layers = True  # False unrolls the layers: samples faster on CPU, compiles longer where deep
     c.policy.remat = False  # recompute each block in the backward pass instead of storing its activations
 
     c.sampling = config_dict.ConfigDict()

@@ -89,10 +89,10 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 @contextlib.contextmanager
 def naming(prefix: str) -> Iterator[None]:
-    """Turns a ValueError whose message begins with a setting's name into a ConfigError with the whole key."""
+    """Turns an error about a setting, whose message begins with its name, into a ConfigError with the whole key."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{prefix}{error}") from None
 
 
@@ -150,11 +150,12 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
     params = jax.jit(
         functools.partial(init_params, policy_config), out_shardings=tree_shardings(shapes, mesh)
     )(init_key)
-    if run.init_from:
-        params = restore_initial(Path(run.init_from), params)
     train_checkpoints = session.checkpoints(TRAIN)
-    if train_checkpoints.latest_step() is None and run.warm_start.steps:
-        params = warm_start(session, params, data_key)
+    if train_checkpoints.latest_step() is None:  # a resumed run has its parameters in its own checkpoint
+        if run.init_from:
+            params = restore_initial(Path(run.init_from), params)
+        if run.warm_start.steps:
+            params = warm_start(session, params, data_key)
     summary = train_with_rollouts(session, train_checkpoints, params, data_key)
     summary["seconds"] = time.perf_counter() - began
     if not (folder / workdir.SUMMARY).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
 from collections.abc import Mapping
@@ -112,7 +113,7 @@ class MetricWriter:
             self._progress.update(self._task, completed=step, shown=shown)
         elif step % self._print_every == 0 or step == self._total:
             per_step = (time.perf_counter() - self._began) / max(step - self._start, 1)
-            eta = time.strftime("%M:%S", time.gmtime(per_step * (self._total - step)))
+            eta = datetime.timedelta(seconds=round(per_step * (self._total - step)))  # also over an hour
             self._console.print(
                 f"{self._label} {step}/{self._total}  {shown}  ETA {eta}", highlight=False, soft_wrap=True
             )

@@ -58,11 +58,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A tree of NamedShardings for parameters, optimizer state or a whole training state, from ``RULES``."""
 
-    def rule(key_path: Any, leaf: Any) -> NamedSharding:
+    def rule(key_path: Any, _: Any) -> NamedSharding:
         path = path_of(key_path)
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, path))
-        if len(spec) > leaf.ndim:  # a scalar count beside the moments, say
-            spec = PartitionSpec()
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, next(spec for pattern, spec in RULES if re.search(pattern, path)))
 
     return jax.tree_util.tree_map_with_path(rule, tree)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import arithmetic
 from tests.house import REPOSITORY
 
 SMALL = "--config=configs/arithmetic.py:small"
@@ -79,9 +80,6 @@ def test_bad_input(overrides, words, subprocess_env, tmp_path):
 def test_a_workdir_that_holds_another_configuration(subprocess_env, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    sys.path.insert(0, str(REPOSITORY))
-    from configs import arithmetic
-
     other = arithmetic.get_config("small").to_dict()
     other["salt"]["rho"] = 0.5
     (folder / "config.json").write_text(json.dumps(other))

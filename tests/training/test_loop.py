@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
@@ -41,8 +42,6 @@ def train(config, folder: Path) -> tuple[dict, str]:
 
 def final_params(folder: Path):
     step = Checkpoints(folder / "checkpoints" / "train", keep=2).latest_step()
-    import orbax.checkpoint as ocp
-
     with ocp.CheckpointManager(folder / "checkpoints" / "train") as manager:
         return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
 
@@ -124,4 +123,12 @@ def test_a_policy_that_explodes_stops_the_run(finished, tmp_path):
 def test_a_solution_longer_than_the_limit_is_found_first(tmp_path):
     with pytest.raises(ConfigError, match="max_new_tokens"):
         train(tiny(sampling__max_new_tokens=1), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_argument_of_the_wrong_type(tmp_path):
+    config = tiny().to_dict()
+    config["task"]["operators"] = 5
+    with pytest.raises(ConfigError, match="config.task"):
+        train(config, tmp_path / "run")
     assert list(tmp_path.iterdir()) == []

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -62,8 +63,6 @@ def final_state(folder: Path) -> dict[str, np.ndarray]:
     with ocp.CheckpointManager(folder / "checkpoints" / "train") as manager:
         items = ocp.args.Composite(params=ocp.args.StandardRestore(), state=ocp.args.StandardRestore())
         restored = manager.restore(STEPS, args=items)
-    import jax
-
     tree = {"params": restored["params"], "state": restored["state"]}
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}

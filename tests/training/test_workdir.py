@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import time
 
 import pytest
+from rich.console import Console
 
 from salt_jax.training import workdir
 from salt_jax.training.config import ConfigError
-from salt_jax.training.metrics import NonFiniteError, check_finite
+from salt_jax.training.metrics import MetricWriter, NonFiniteError, check_finite
 
 CONFIG = {"steps": 3, "salt": {"rho": 1.0, "k_max": None}}
 
@@ -80,3 +83,15 @@ def test_a_step_that_is_not_finite_names_everything():
         assert "train/4" in str(caught.value)
     with pytest.raises(NonFiniteError, match="gram_finite"):
         check_finite(5, {"loss": 0.0, "geometry/gram_finite": 0.5}, "none yet")
+
+
+def test_the_remaining_time_has_hours(tmp_path, monkeypatch):
+    clock = iter([0.0, 60.0])  # the writer begins, and a minute later one step of 122 is done
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    text = io.StringIO()
+    writer = MetricWriter(
+        tmp_path / "metrics.jsonl", total=122, start=0, label="train", events=None, print_every=1,
+        console=Console(file=text),
+    )
+    writer.write(1, {"loss": 0.5})
+    assert text.getvalue() == "train 1/122  loss 0.500  ETA 2:01:00\n"
