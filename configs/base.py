@@ -37,7 +37,8 @@ def get_config() -> config_dict.ConfigDict:
     c.policy.tied_embeddings = True
     c.policy.compute_dtype = "float32"  # or 'bfloat16'; parameters and reductions stay float32
     c.policy.scan_layers = True  # False unrolls the layers: samples faster on CPU, compiles longer where deep
-    c.policy.remat = False  # recompute each block in the backward pass instead of storing its activations
+    c.policy.attention = "segments"  # or 'cudnn' (NVIDIA GPUs, bfloat16), 'splash' (TPUs), 'xla' (to compare with)
+    c.policy.remat = "none"  # recomputed in the backward pass: 'none', 'dots' (all but products with weights), 'full'
 
     c.sampling = config_dict.ConfigDict()
     c.sampling.prompts_per_step = 32  # B, groups in a rollout batch
@@ -61,10 +62,14 @@ def get_config() -> config_dict.ConfigDict:
 
     c.salt = config_dict.ConfigDict()  # salt_jax.salt.SaltConfig, and how the Gram matrix is made
     c.salt.enabled = True
-    c.salt.feature = "lm_head"  # gradient feature: 'lm_head', 'taken_token', 'per_rollout'
+    c.salt.feature = "lm_head"  # gradient feature: 'lm_head', 'lm_head_sketch', 'taken_token', 'per_rollout'
     c.salt.scope = "mini_batch"  # unit of the geometry: 'mini_batch', 'group', or a number of rollouts
     c.salt.length_normalize = True  # token mean of the feature (the paper); False: token sum (the release)
-    c.salt.vocab_chunk = 128  # vocabulary columns of the features held at once: m x chunk x d_model floats
+    c.salt.vocab_chunk = config_dict.placeholder(int)  # columns of the features held at once; None: from memory_mib
+    c.salt.memory_mib = config_dict.placeholder(int)  # MiB a device for the exact Gram; None: 16 on a CPU, 1024 else
+    c.salt.route = "auto"  # exact Gram by 'features', token 'pairs', or whichever takes fewer operations
+    c.salt.rank_vocab = 1024  # 'lm_head_sketch': columns for the vocabulary, 7/8 kept tokens, 1/8 random signs
+    c.salt.rank_hidden = 64  # 'lm_head_sketch': columns for the hidden states, 7/8 kept directions, 1/8 random signs
     c.salt.subset = "layers"  # 'per_rollout': parameters whose path matches this regular expression
     c.salt.subset_microbatch = 16  # 'per_rollout': rollouts whose backward passes live at once
     c.salt.measure_every = 0  # steps; with SALT off, log the geometry every so often (0: never)
@@ -76,12 +81,15 @@ def get_config() -> config_dict.ConfigDict:
     c.salt.variant = "salt"  # a key of salt_jax.salt.VARIANTS: the method, its ablations and controls
     c.salt.rescale = False  # give a' the standard deviation of a
     c.salt.fixed_alpha = 0.5  # variant 'fixed_alpha'
+    c.salt.eigen = "auto"  # eigenvectors: 'full' eigh, 'iterative' (checked, eigh where refused), 'auto': by size
 
     c.learner = config_dict.ConfigDict()
     c.learner.minibatches = 1  # optimizer steps per pass over a rollout batch; divides prompts_per_step
     c.learner.epochs = 1  # passes over a rollout batch; log-probs of the first are the old ones throughout
     c.learner.microbatches = 1  # gradient accumulation: parts of a minibatch; changes memory, not the result
     c.learner.vocab_chunk = 4096  # vocabulary columns held at once
+    c.learner.length_buckets = 4  # completion lengths an update may be compiled for, each when first met; 1: the limit
+    c.learner.prompt_buckets = 1  # the same for prompts; more where max_prompt_length is far above most batches
 
     c.optimizer = config_dict.ConfigDict()  # AdamW
     c.optimizer.learning_rate = 2e-4

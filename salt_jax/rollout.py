@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -73,6 +74,63 @@ class RolloutBatch:
     def loss_mask(self) -> Array:
         """(N, T) bool: tokens that may carry a gradient (real token, valid row, graded)."""
         return self.completion_mask & (self.valid & self.rewarded)[:, None]
+
+    def trimmed(self, prompt_length: int, completion_length: int) -> RolloutBatch:
+        """Without the first columns of the prompts and the last ones of the completions, where all rows are padding.
+
+        Shapes must be static, so what is cut is not looked at: the caller knows the longest prompt and completion.
+
+        Args:
+          prompt_length: columns of the prompts to keep, 1 to P; at least the longest real prompt.
+          completion_length: columns of the completions to keep, 1 to T; at least the longest completion.
+
+        Returns:
+          The batch with P = ``prompt_length`` and T = ``completion_length``.
+
+        Raises:
+          ValueError: if there are fewer columns than asked for, or fewer than one is asked for.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> rollouts = RolloutBatch(
+          ...     tokens=jnp.array([[9, 1, 2, 3, 9]]), prompt_mask=jnp.array([[False, True]]),
+          ...     completion_mask=jnp.array([[True, True, False]]), sampler_log_probs=jnp.zeros((1, 3)),
+          ...     rewards=jnp.ones(1), rewarded=jnp.ones(1, bool), valid=jnp.ones(1, bool),
+          ...     truncated=jnp.zeros(1, bool))
+          >>> rollouts.trimmed(1, 2).tokens.tolist()
+          [[1, 2, 3]]
+        """
+        there = self.prompt_length, self.completion_mask.shape[1]
+        for name, asked, held in zip(("prompt", "completion"), (prompt_length, completion_length), there, strict=True):
+            if not 1 <= asked <= held:
+                raise ValueError(f"{name}_length = {asked} is not allowed; allowed: 1 to {held}")
+        first = self.prompt_length - prompt_length
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[:, first : self.prompt_length + completion_length],
+            prompt_mask=self.prompt_mask[:, first:],
+            completion_mask=self.completion_mask[:, :completion_length],
+            sampler_log_probs=self.sampler_log_probs[:, :completion_length],
+        )
+
+
+def bucket_length(longest: int, limit: int, buckets: int) -> int:
+    """The least of ``buckets`` evenly spaced lengths up to ``limit`` that holds ``longest`` tokens.
+
+    The lengths are ceil(limit * i / buckets), i = 1 to ``buckets``: a program is compiled for each of them that
+    is met, and at most limit / buckets columns of a batch are padding in every row.
+
+    Raises:
+      ValueError: if ``longest`` is more than ``limit``, or one of the three is less than 1.
+
+    Example:
+      >>> [bucket_length(longest, 64, 4) for longest in (1, 16, 17, 64)]
+      [16, 16, 32, 64]
+    """
+    if not 1 <= longest <= limit or buckets < 1:
+        raise ValueError(f"no bucket for {longest} of at most {limit} tokens, {buckets} buckets")
+    which = (longest - 1) * buckets // limit + 1
+    return -(-limit * which // buckets)
 
 
 def bundle(tree: Any, size: int) -> Any:

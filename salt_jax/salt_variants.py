@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.geometry.numerics import quadratic_form, safe_ratio
-from salt_jax.geometry.spectrum import Spectrum, dominant_projection, project
+from salt_jax.geometry.spectrum import Spectrum, project
 
 
 class Inputs(NamedTuple):
@@ -28,7 +28,9 @@ class Inputs(NamedTuple):
     gram: jax.Array
     advantages: jax.Array
     valid: jax.Array  # (m,) bool
-    basis: Spectrum
+    shared: jax.Array  # (m,) P a
+    residual: jax.Array  # (m,) P⊥[a]₊
+    basis: Spectrum | None  # only for the variants in WHOLE_SPECTRUM
     k: jax.Array
     participation_ratio: jax.Array
     alpha: jax.Array  # clip(1 − n_eff, alpha_min, alpha_max)
@@ -51,14 +53,13 @@ def _positive(x: Inputs) -> jax.Array:
     return jnp.maximum(x.advantages, 0.0)
 
 
-def _dominant(x: Inputs, vector: jax.Array) -> jax.Array:
-    return dominant_projection(x.basis, x.k, vector)
+def _count(x: Inputs) -> jax.Array:
+    return x.valid.sum().astype(jnp.int32)
 
 
 def _split(x: Inputs, alpha: jax.Array) -> Channels:
     """Eq. 17–18: a' = P a + α P⊥[a]₊."""
-    shared, residual = _dominant(x, x.advantages), _positive(x) - _dominant(x, _positive(x))
-    return Channels(shared, residual, alpha, shared + alpha * residual)
+    return Channels(x.shared, x.residual, alpha, x.shared + alpha * x.residual)
 
 
 def salt(x: Inputs) -> Channels:
@@ -80,15 +81,14 @@ def residual_only(x: Inputs) -> Channels:
 
 def signed(x: Inputs) -> Channels:
     """a' = P a + α P⊥ a; residual is P⊥ a."""
-    shared = _dominant(x, x.advantages)
-    residual = x.advantages - shared
-    return Channels(shared, residual, x.alpha, shared + x.alpha * residual)
+    residual = x.advantages - x.shared
+    return Channels(x.shared, residual, x.alpha, x.shared + x.alpha * residual)
 
 
 def no_projection(x: Inputs) -> Channels:
     """a' = a + α [a]₊; residual is [a]₊."""
     residual = _positive(x)
-    return Channels(_dominant(x, x.advantages), residual, x.alpha, x.advantages + x.alpha * residual)
+    return Channels(x.shared, residual, x.alpha, x.advantages + x.alpha * residual)
 
 
 def random_projection(x: Inputs) -> Channels:
@@ -104,7 +104,7 @@ def fixed_alpha(x: Inputs) -> Channels:
 
 def pr_alpha(x: Inputs) -> Channels:
     """α = clip(PR / (m − 1), 0, 1)."""
-    others = jnp.maximum(x.basis.n_valid - 1, 1).astype(jnp.float32)
+    others = jnp.maximum(_count(x) - 1, 1).astype(jnp.float32)
     return _split(x, jnp.clip(x.participation_ratio / others, 0.0, 1.0))
 
 
@@ -168,14 +168,15 @@ def amplify(x: Inputs) -> Channels:
 
 def complement(x: Inputs) -> Channels:
     """Control: a' = a − P a, the residual channel alone, signed; residual is P⊥ a."""
-    shared = _dominant(x, x.advantages)
-    residual = x.advantages - shared
-    return Channels(shared, residual, x.alpha, residual)
+    residual = x.advantages - x.shared
+    return Channels(x.shared, residual, x.alpha, residual)
 
 
 def soft_filter(x: Inputs) -> Channels:
     """Control: SALT with the soft filter K(K + λI)⁻¹ for P, λ such that its trace is k (λ = 0 where k = rank)."""
-    values_m = x.basis.values
+    assert x.basis is not None
+    basis = x.basis
+    values_m = basis.values
     k = x.k.astype(jnp.float32)
 
     def gains(log_shift: jax.Array) -> jax.Array:
@@ -193,11 +194,11 @@ def soft_filter(x: Inputs) -> Channels:
 
     low, high = lax.fori_loop(0, 40, halve, (low, high))
     exact_m = (values_m > 0).astype(jnp.float32)
-    gains_m = jnp.where(x.k >= x.basis.rank, exact_m, gains((low + high) / 2))
+    gains_m = jnp.where(x.k >= basis.rank, exact_m, gains((low + high) / 2))
 
     def smooth(vector: jax.Array) -> jax.Array:
-        whole = x.basis.rank >= x.basis.n_valid
-        return jnp.where(whole & (x.k >= x.basis.rank), vector, project(x.basis.vectors, gains_m, vector))
+        whole = basis.rank >= basis.n_valid
+        return jnp.where(whole & (x.k >= basis.rank), vector, project(basis.vectors, gains_m, vector))
 
     shared, residual = smooth(x.advantages), _positive(x) - smooth(_positive(x))
     return Channels(shared, residual, x.alpha, shared + x.alpha * residual)
@@ -235,6 +236,9 @@ NEEDS: dict[str, str] = {
 }
 """The extra argument of `reweight` that a variant cannot do without."""
 
+WHOLE_SPECTRUM = ("soft_filter",)
+"""Variants that use every eigenpair of K: always a full `eigh`, whatever config.eigen says."""
+
 
 def _per_valid_rank(x: Inputs, draw: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """draw(key_r) for the r-th valid rollout, so that padding changes no draw of a real one; (m, ...)."""
@@ -251,7 +255,7 @@ def _random_projector(x: Inputs) -> Callable[[jax.Array], jax.Array]:
     gaussian_mxm = _per_valid_rank(x, lambda key: jax.random.normal(key, (m,))) * x.valid[:, None]
     basis_mxm, _ = jnp.linalg.qr(gaussian_mxm)  # column j completes the span of the first j draws
     kept_m = (jnp.arange(m) < x.k).astype(jnp.float32)
-    return lambda vector: jnp.where(x.k >= x.basis.n_valid, vector, project(basis_mxm, kept_m, vector))
+    return lambda vector: jnp.where(x.k >= _count(x), vector, project(basis_mxm, kept_m, vector))
 
 
 def _random_residual(x: Inputs) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The one streaming core over vocabulary chunks: log-probabilities, entropy, residuals p − onehot.
+"""The one streaming core over vocabulary chunks: log-probabilities, entropy, normalizers, projected softmax.
 
 Everything that needs softmax(hidden @ lm_head / temperature) goes through here, so that the sampler, the
 trainer and the geometry share one logits transform and none of them holds an (N, V) array past one chunk.
@@ -6,30 +6,58 @@ trainer and the geometry share one logits transform and none of them holds an (N
     z_v = ⟨h, W_v⟩ / τ        p = softmax(z)        log p_y = z_y − lse(z)        H = lse(z) − Σ_v p_v z_v
 
 Matrix products of logits follow `jax_default_matmul_precision` and accumulate in float32; a hidden state in
-bfloat16 is multiplied by the output projection in bfloat16.
+bfloat16 is multiplied by the output projection in bfloat16. With a `Layout` each device takes its own tokens and
+its own part of the vocabulary, and only sums over the vocabulary, one number a token each, are exchanged.
 
-Shape letters: N tokens, H hidden size, V vocabulary, C columns of one chunk.
+Shape letters: N tokens, H hidden size, V vocabulary, C columns of one chunk, e and S columns of a projection.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-import numbers
-import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
+
+from salt_jax.layout import Layout
+from salt_jax.vocab_chunks import (
+    Chunk,
+    Scalar,
+    check_positive,
+    check_shapes,
+    check_temperature,
+    fold_chunks,
+    residual,
+    scaled_logits,
+    sign_key,
+    signs,
+)
+
+__all__ = [
+    "DEFAULT_CHUNK",
+    "Chunk",
+    "Scalar",
+    "TokenLogProbs",
+    "check_positive",
+    "check_shapes",
+    "check_temperature",
+    "fold_chunks",
+    "log_normalizers",
+    "projected_log_probs",
+    "residual",
+    "scaled_logits",
+    "sign_key",
+    "signs",
+    "token_log_probs",
+]
 
 DEFAULT_CHUNK = 4096
 """Vocabulary columns held at once: N x 4096 float32 logits, 16 MiB per thousand tokens."""
-
-Scalar = float | jax.Array
-Carry = TypeVar("Carry")
-Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class TokenLogProbs(NamedTuple):
@@ -44,100 +72,12 @@ class TokenLogProbs(NamedTuple):
     log_normalizer: jax.Array
 
 
-class Chunk(NamedTuple):
-    """Columns [start, start + size) of the vocabulary.
+class _Plan(NamedTuple):
+    """What is static: columns of a chunk, of the random part of the projection, and where things lie."""
 
-    `fresh` (size,) marks the columns that no earlier chunk covered; None when all are fresh.
-    """
-
-    start: int | jax.Array
-    size: int
-    fresh: jax.Array | None
-
-    def weights(self, lm_head: jax.Array) -> jax.Array:
-        """(H, V) -> (H, C)."""
-        if self.size == lm_head.shape[1]:
-            return lm_head
-        return lax.dynamic_slice_in_dim(lm_head, self.start, self.size, axis=1)
-
-    def onehot(self, targets: jax.Array) -> jax.Array:
-        """(N,) -> (N, C) bool; never true in a stale column."""
-        hit_NxC = (targets - self.start)[:, None] == jnp.arange(self.size)[None, :]
-        return hit_NxC if self.fresh is None else hit_NxC & self.fresh[None, :]
-
-    def zero_stale(self, values: jax.Array) -> jax.Array:
-        """(N, C) -> (N, C) with zeros in the columns that an earlier chunk has already covered."""
-        return values if self.fresh is None else jnp.where(self.fresh[None, :], values, 0.0)
-
-
-def fold_chunks(
-    step: Callable[[Carry, Chunk], Carry], carry: Carry, vocab_size: int, chunk_size: int
-) -> Carry:
-    """Fold `step(carry, chunk) -> carry` over the vocabulary; every column is fresh in exactly one chunk.
-
-    One chunk: straight-line code. Several: one loop; the last chunk moves left to fit, its overlap is stale.
-
-    >>> int(fold_chunks(lambda n, c: n + (c.size if c.fresh is None else c.fresh.sum()), 0, 5, 3))
-    5
-    """
-    if vocab_size <= chunk_size:
-        return step(carry, Chunk(0, vocab_size, None))
-    ragged = vocab_size % chunk_size != 0
-
-    def body(j: jax.Array, carry: Carry) -> Carry:
-        first = j * chunk_size
-        start = jnp.minimum(first, vocab_size - chunk_size)
-        fresh = start + jnp.arange(chunk_size) >= first if ragged else None
-        return step(carry, Chunk(start, chunk_size, fresh))
-
-    return lax.fori_loop(0, math.ceil(vocab_size / chunk_size), body, carry)
-
-
-def scaled_logits(hidden: jax.Array, lm_head: jax.Array, temperature: Scalar = 1.0) -> jax.Array:
-    """z = (hidden @ lm_head) / temperature, (N, H) x (H, V) -> (N, V) float32: the one logits transform.
-
-    The sampler calls it for its one step with the whole head, the trainer with the columns of one chunk.
-
-    >>> scaled_logits(jnp.ones((1, 2)), jnp.eye(2), 0.5).tolist()
-    [[2.0, 2.0]]
-    """
-    # In the dtype of the hidden states (bfloat16 policies keep float32 parameters), summed in float32.
-    logits_NxV = jnp.dot(hidden, lm_head.astype(hidden.dtype), preferred_element_type=jnp.float32)
-    return logits_NxV / temperature
-
-
-def residual(logits: jax.Array, log_normalizer: jax.Array, targets: jax.Array, chunk: Chunk) -> jax.Array:
-    """p − onehot(target) on one chunk, zero in stale columns.
-
-    logits (N, C), log_normalizer (N,), targets (N,) -> (N, C) float32.
-
-    >>> z = jnp.zeros((1, 2))
-    >>> residual(z, jnp.log(jnp.array([2.0])), jnp.array([1]), Chunk(0, 2, None)).round(3).tolist()
-    [[0.5, -0.5]]
-    """
-    probs_NxC = chunk.zero_stale(jnp.exp(logits - log_normalizer[:, None]))
-    return probs_NxC - chunk.onehot(targets)
-
-
-def log_normalizers(
-    hidden: jax.Array, lm_head: jax.Array, temperature: Scalar = 1.0, chunk_size: int = DEFAULT_CHUNK
-) -> jax.Array:
-    """log Σ_v exp(z_v), streamed: (N, H) x (H, V) -> (N,) float32. No gradient rule of its own.
-
-    >>> jnp.exp(log_normalizers(jnp.zeros((1, 2)), jnp.ones((2, 8)), chunk_size=3)).round(3).tolist()
-    [8.0]
-    """
-
-    def step(carry: tuple[jax.Array, jax.Array], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-        peak_N, total_N = carry
-        logits_NxC = scaled_logits(hidden, chunk.weights(lm_head), temperature)
-        new_peak_N = jnp.maximum(peak_N, logits_NxC.max(axis=1))  # stale columns were in the peak already
-        mass_N = chunk.zero_stale(jnp.exp(logits_NxC - new_peak_N[:, None])).sum(axis=1)
-        return new_peak_N, total_N * jnp.exp(peak_N - new_peak_N) + mass_N
-
-    n = hidden.shape[0]
-    peak_N, total_N = fold_chunks(step, (_lowest(n), jnp.zeros(n)), lm_head.shape[1], chunk_size)
-    return peak_N + jnp.log(total_N)
+    chunk_size: int
+    signs: int
+    layout: Layout | None
 
 
 def token_log_probs(
@@ -147,6 +87,7 @@ def token_log_probs(
     *,
     temperature: Scalar = 1.0,
     chunk_size: int = DEFAULT_CHUNK,
+    layout: Layout | None = None,
 ) -> TokenLogProbs:
     """Log-probability of each target and entropy of each distribution, streamed over vocabulary chunks.
 
@@ -161,34 +102,143 @@ def token_log_probs(
       targets: (...) int token ids. An id outside [0, V) gets log-probability NaN.
       temperature: > 0, a number or a traced scalar; the distribution is the one sampled from.
       chunk_size: vocabulary columns held at once; peak memory is tokens x chunk_size.
+      layout: where the leading axis of `hidden` and both axes of `lm_head` lie on a mesh; None leaves it to jit.
 
     Returns: TokenLogProbs(log_probs, entropy, log_normalizer), each of targets.shape, float32, in nats.
 
     Raises:
-      ValueError: shapes that do not fit, temperature <= 0, chunk_size not a positive integer.
+      ValueError: shapes that do not fit, temperature <= 0, chunk_size not a positive integer, a mesh that does
+        not divide the tokens, the vocabulary or the width.
 
     >>> out = token_log_probs(jnp.zeros((1, 3)), jnp.ones((3, 4)), jnp.array([2]))
     >>> jnp.exp(out.log_probs).round(3).tolist(), jnp.exp(out.entropy).round(3).tolist()
     ([0.25], [4.0])
     """
+    return _call(hidden, lm_head, targets, temperature, _Plan(chunk_size, 0, layout), None, None)[0]
+
+
+def projected_log_probs(
+    hidden: jax.Array,
+    lm_head: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    heavy: jax.Array,
+    *,
+    num_signs: int,
+    temperature: Scalar = 1.0,
+    chunk_size: int = DEFAULT_CHUNK,
+    layout: Layout | None = None,
+) -> tuple[TokenLogProbs, jax.Array]:
+    """`token_log_probs`, and from the same logits the residuals δ = p − onehot(y) in fewer columns.
+
+        q = [δ_v for v in heavy,  (Σ_{v not heavy} δ_v S_v) / √s],      E ⟨q, q'⟩ = ⟨δ, δ'⟩
+
+    with S (V, s) random ±1: exact on the heavy entries, unbiased on the rest. Σ_v p_v S_v is rescaled as the running
+    maximum of the logits moves, so no second pass over the vocabulary is needed; S is made anew for each chunk from
+    the key and never stored.
+
+    Args:
+      key: PRNG key; the same key gives the same S for any chunk size, layout or set of tokens.
+      heavy: (e,) distinct token ids whose entries are kept as they are; all V of them keep everything.
+      num_signs: s, columns of S; 0 drops the rest (exact where `heavy` is the whole vocabulary).
+      (the others as in `token_log_probs`)
+
+    Returns: TokenLogProbs, and q (..., e + s) float32, a constant; NaN for a target outside [0, V).
+
+    Raises:
+      ValueError: as `token_log_probs`; num_signs below 0, heavy not (e,).
+
+    >>> h, W, y = jnp.zeros((1, 3)), jnp.ones((3, 4)), jnp.array([2])
+    >>> projected_log_probs(h, W, y, jax.random.key(0), jnp.array([2, 0]), num_signs=0)[1].tolist()
+    [[-0.75, 0.25]]
+    """
+    if heavy.ndim != 1 or num_signs < 0:
+        raise ValueError(f"heavy must be (e,) and num_signs >= 0, got {heavy.shape} and {num_signs}")
+    plan = _Plan(chunk_size, num_signs, layout)
+    out, projected = _call(hidden, lm_head, targets, temperature, plan, key, heavy)
+    return out, lax.stop_gradient(projected.reshape(*targets.shape, heavy.shape[0] + num_signs))
+
+
+def log_normalizers(
+    hidden: jax.Array, lm_head: jax.Array, temperature: Scalar = 1.0, chunk_size: int = DEFAULT_CHUNK,
+    layout: Layout | None = None,
+) -> jax.Array:
+    """log Σ_v exp(z_v), streamed: (N, H) x (H, V) -> (N,) float32. No gradient rule of its own.
+
+    With a layout: to be called inside shard_map, on this device's tokens and its part (H, V / vocab) of lm_head.
+
+    >>> jnp.exp(log_normalizers(jnp.zeros((1, 2)), jnp.ones((2, 8)), chunk_size=3)).round(3).tolist()
+    [8.0]
+    """
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+
+    def step(carry: tuple[jax.Array, jax.Array], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
+        peak_N, total_N = carry
+        logits_NxC = scaled_logits(hidden, chunk.weights(lm_head), temperature)
+        new_peak_N = jnp.maximum(peak_N, logits_NxC.max(axis=1))  # stale columns were in the peak already
+        mass_N = chunk.zero_stale(jnp.exp(logits_NxC - new_peak_N[:, None])).sum(axis=1)
+        return new_peak_N, total_N * jnp.exp(peak_N - new_peak_N) + mass_N
+
+    n = hidden.shape[0]
+    start = (_lowest(n, dtype), jnp.zeros(n, dtype))
+    peak_N, total_N = fold_chunks(step, start, lm_head.shape[1], chunk_size)
+    if layout is not None:
+        local_N = peak_N
+        peak_N = layout.max_vocab(peak_N)
+        total_N = layout.sum_vocab(total_N * jnp.exp(local_N - peak_N))
+    return peak_N + jnp.log(total_N)
+
+
+def _call(
+    hidden: jax.Array, lm_head: jax.Array, targets: jax.Array, temperature: Scalar, plan: _Plan, key: Any, heavy: Any
+) -> tuple[TokenLogProbs, jax.Array]:
     check_shapes(hidden, lm_head, targets)
     temperature = check_temperature(temperature)
-    chunk_size = check_chunk_size(chunk_size)
+    plan = plan._replace(chunk_size=check_positive("chunk_size", plan.chunk_size))
+    if plan.layout is not None:
+        plan.layout.check(("rows", targets.shape[0] if targets.ndim else 1), lm_head.shape)
+    projection = None if key is None else (sign_key(key), heavy)
     flat_NxH = hidden.reshape(-1, hidden.shape[-1])  # 2-D products are much faster than batched ones on CPU
-    fields = _statistics(flat_NxH, lm_head, targets.reshape(-1), temperature, chunk_size)
+    *fields, projected = _statistics(flat_NxH, lm_head, targets.reshape(-1), temperature, projection, plan)
     log_probs, entropy, log_normalizer = (field.reshape(targets.shape) for field in fields)
-    return TokenLogProbs(log_probs, entropy, lax.stop_gradient(log_normalizer))
+    return TokenLogProbs(log_probs, entropy, lax.stop_gradient(log_normalizer)), projected
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _statistics(
-    hidden: jax.Array, lm_head: jax.Array, targets: jax.Array, temperature: jax.Array, chunk_size: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(N, H), (H, V), (N,) -> log_probs, entropy, log_normalizer, each (N,)."""
-    vocab_size = lm_head.shape[1]
+    hidden: jax.Array, lm_head: jax.Array, targets: jax.Array, temperature: jax.Array, projection: Any, plan: _Plan
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """(N, H), (H, V), (N,) -> log_probs, entropy, log_normalizer, each (N,), and the projected residual (N, e + s)."""
+    layout = plan.layout
+    forward = functools.partial(_forward, plan=plan)
+    args = (hidden, lm_head.astype(hidden.dtype), targets, temperature, projection)  # cast before it is gathered
+    if layout is None:
+        return forward(*args)
+    once = PartitionSpec()
+    return jax.shard_map(
+        forward, mesh=layout.mesh, out_specs=(layout.rows,) * 4, check_vma=False,
+        in_specs=(layout.rows, layout.head, layout.rows, once, once),
+    )(*args)
 
-    def step(carry: Sums, chunk: Chunk) -> Sums:
-        peak_N, total_N, moment_N, picked_N = carry
+
+def _forward(
+    hidden: jax.Array, lm_head: jax.Array, targets: jax.Array, temperature: jax.Array, projection: Any, *, plan: _Plan
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """`_statistics` on one device: its tokens, and its columns of the vocabulary."""
+    layout, n = plan.layout, hidden.shape[0]
+    offset: int | jax.Array = 0
+    vocab_size = columns = lm_head.shape[1]
+    if layout is not None:
+        lm_head, offset = layout.gather_width(lm_head), layout.vocab_offset(columns)
+        vocab_size *= layout.vocab_shards
+    local_N = targets - offset
+    key_data, heavy_e = (jnp.zeros(2, jnp.uint32), jnp.zeros(0, jnp.int32)) if projection is None else projection
+    at_e = heavy_e - offset
+    inside_e = (at_e >= 0) & (at_e < columns)
+    light_V = jnp.ones(columns, bool).at[jnp.where(inside_e, at_e, columns)].set(False, mode="drop")
+
+    def step(carry: Any, chunk: Chunk) -> Any:
+        peak_N, total_N, moment_N, picked_N, mean_NxS = carry
         logits_NxC = scaled_logits(hidden, chunk.weights(lm_head), temperature)
         new_peak_N = jnp.maximum(peak_N, logits_NxC.max(axis=1))
         # Sums of exp(u) and u·exp(u) with u = z − peak: entropy without cancelling two large numbers.
@@ -198,57 +248,116 @@ def _statistics(
         keep_N = jnp.exp(drop_N)
         moment_N = keep_N * (moment_N + total_N * drop_N) + (mass_NxC * below_NxC).sum(axis=1)
         total_N = keep_N * total_N + mass_NxC.sum(axis=1)
-        local_N = targets - chunk.start
-        inside_N = (local_N >= 0) & (local_N < chunk.size)
-        column_Nx1 = jnp.clip(local_N, 0, chunk.size - 1)[:, None]
+        at_N = local_N - chunk.start
+        inside_N = (at_N >= 0) & (at_N < chunk.size)
+        column_Nx1 = jnp.clip(at_N, 0, chunk.size - 1)[:, None]
         hit_N = jnp.take_along_axis(logits_NxC, column_Nx1, axis=1, mode="promise_in_bounds")[:, 0]
-        return new_peak_N, total_N, moment_N, jnp.where(inside_N, hit_N, picked_N)
+        if plan.signs:
+            light_C = lax.dynamic_slice_in_dim(light_V, chunk.start, chunk.size)
+            rows_CxS = signs(key_data, offset + chunk.ids(), plan.signs) * light_C[:, None]
+            mean_NxS = keep_N[:, None] * mean_NxS + _dot_signs(mass_NxC, rows_CxS, hidden.dtype)
+        return new_peak_N, total_N, moment_N, jnp.where(inside_N, hit_N, picked_N), mean_NxS
 
-    n = hidden.shape[0]
-    start = (_lowest(n), jnp.zeros(n), jnp.zeros(n), jnp.full(n, jnp.nan))  # NaN: a target no chunk contains
-    peak_N, total_N, moment_N, picked_N = fold_chunks(step, start, vocab_size, chunk_size)
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    zeros = jnp.zeros(n, dtype)
+    start = (_lowest(n, dtype), zeros, zeros, zeros, jnp.zeros((n, plan.signs), dtype))
+    peak_N, total_N, moment_N, picked_N, mean_NxS = fold_chunks(step, start, columns, plan.chunk_size)
+    if layout is not None and layout.vocab_shards > 1:
+        drop_N = peak_N - layout.max_vocab(peak_N)
+        keep_N = jnp.exp(drop_N)
+        moment_N = layout.sum_vocab(keep_N * (moment_N + total_N * drop_N))
+        total_N, mean_NxS = layout.sum_vocab(keep_N * total_N), layout.sum_vocab(keep_N[:, None] * mean_NxS)
+        picked_N = layout.sum_vocab(picked_N)  # 0 on every device but one
+        peak_N = peak_N - drop_N
+    picked_N = jnp.where((targets >= 0) & (targets < vocab_size), picked_N, jnp.nan)
     log_total_N = jnp.log(total_N)
     # XLA may round one logit differently in two fusions: keep log p <= 0 <= H. NaN passes through.
     log_probs_N = jnp.minimum((picked_N - peak_N) - log_total_N, 0.0)
     entropy_N = jnp.maximum(log_total_N - moment_N / total_N, 0.0)
-    return log_probs_N, entropy_N, peak_N + log_total_N
+    log_normalizer_N = peak_N + log_total_N
+    if projection is None:
+        return log_probs_N, entropy_N, log_normalizer_N, mean_NxS
+    logits_Nxe = scaled_logits(hidden, jnp.take(lm_head, jnp.clip(at_e, 0, columns - 1), axis=1), temperature)
+    logits_Nxe = jnp.where(inside_e[None, :], logits_Nxe, 0.0)
+    if layout is not None:
+        logits_Nxe = layout.sum_vocab(logits_Nxe)  # each column comes from one device
+    hit_Nxe = targets[:, None] == heavy_e[None, :]
+    projected = [jnp.exp(logits_Nxe - log_normalizer_N[:, None]) - hit_Nxe]
+    if plan.signs:
+        taken_NxS = signs(key_data, targets, plan.signs) * ~hit_Nxe.any(axis=1, keepdims=True)
+        projected.append((mean_NxS / total_N[:, None] - taken_NxS) / math.sqrt(plan.signs))
+    known_N = (targets >= 0) & (targets < vocab_size)
+    return (
+        log_probs_N, entropy_N, log_normalizer_N,
+        jnp.where(known_N[:, None], jnp.concatenate(projected, axis=1), jnp.nan),
+    )  # fmt: skip
 
 
-def _statistics_fwd(hidden: Any, lm_head: Any, targets: Any, temperature: Any, chunk_size: int) -> Any:
+def _dot_signs(mass: jax.Array, rows: jax.Array, compute: Any) -> jax.Array:
+    """(N, C) x (C, R): signs are exact in any dtype; the mass is as exact as the hidden states were."""
+    if jnp.dtype(compute) == jnp.bfloat16:
+        return jnp.dot(mass.astype(compute), rows.astype(compute), preferred_element_type=jnp.float32)
+    return jnp.dot(mass, rows.astype(mass.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _statistics_fwd(hidden: Any, lm_head: Any, targets: Any, temperature: Any, projection: Any, plan: _Plan) -> Any:
     args = (hidden.value, lm_head.value, targets.value, temperature.value)
-    outputs = _statistics(*args, chunk_size)
+    outputs = _statistics(*args, None if projection is None else tuple(x.value for x in projection), plan)
     return outputs, (*args, outputs[1], outputs[2])
 
 
-def _statistics_bwd(chunk_size: int, saved: Any, cotangents: Any) -> Any:
+def _statistics_bwd(plan: _Plan, saved: Any, cotangents: Any) -> Any:
     hidden, lm_head, targets, temperature, entropy_N, log_normalizer_N = saved
     # Symbolic zeros: an unused entropy (no entropy bonus) costs nothing in the backward pass.
     g_log_prob_N, g_entropy_N = (_known(g) for g in cotangents[:2])
     if g_log_prob_N is None and g_entropy_N is None:
-        return jnp.zeros_like(hidden), jnp.zeros_like(lm_head), None, jnp.zeros_like(temperature)
+        return jnp.zeros_like(hidden), jnp.zeros_like(lm_head), None, jnp.zeros_like(temperature), None
+    backward: Callable[..., Any] = functools.partial(_backward, plan=plan)
+    seen = (hidden, lm_head.astype(hidden.dtype), targets, temperature, entropy_N, log_normalizer_N)
+    if plan.layout is not None:
+        rows, head, once = plan.layout.rows, plan.layout.head, PartitionSpec()
+        backward = jax.shard_map(
+            backward, mesh=plan.layout.mesh, out_specs=(rows, head), check_vma=False,
+            in_specs=(rows, head, rows, once, rows, rows, rows, rows),
+        )
+    g_hidden, g_head = backward(*seen, g_log_prob_N, g_entropy_N)
+    return g_hidden, g_head.astype(lm_head.dtype), None, jnp.zeros_like(temperature), None
+
+
+def _backward(
+    hidden: jax.Array, lm_head: jax.Array, targets: jax.Array, temperature: jax.Array, entropy: jax.Array,
+    log_normalizer: jax.Array, g_log_prob: Any, g_entropy: Any, *, plan: _Plan,
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients (N, H) and (H, V) on one device; the second summed over the tokens of all."""
+    layout = plan.layout
+    if layout is not None:
+        lm_head = layout.gather_width(lm_head)
+        targets = targets - layout.vocab_offset(lm_head.shape[1])
+    sums = jnp.promote_types(hidden.dtype, jnp.float32)
 
     def step(carry: tuple[jax.Array, jax.Array], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
         g_hidden_NxH, g_head_HxV = carry
-        weights_HxC = chunk.weights(lm_head).astype(hidden.dtype)
-        log_p_NxC = scaled_logits(hidden, weights_HxC, temperature) - log_normalizer_N[:, None]
+        weights_HxC = chunk.weights(lm_head)
+        log_p_NxC = scaled_logits(hidden, weights_HxC, temperature) - log_normalizer[:, None]
         p_NxC = chunk.zero_stale(jnp.exp(log_p_NxC))
         g_NxC = jnp.zeros_like(p_NxC)
-        if g_log_prob_N is not None:
-            g_NxC = g_log_prob_N[:, None] * (chunk.onehot(targets) - p_NxC)
-        if g_entropy_N is not None:
-            g_NxC = g_NxC - g_entropy_N[:, None] * p_NxC * (log_p_NxC + entropy_N[:, None])
-        g_NxC = (g_NxC / temperature).astype(hidden.dtype)
-        g_hidden_NxH += jnp.dot(g_NxC, weights_HxC.T, preferred_element_type=jnp.float32)
-        g_weights_HxC = jnp.dot(hidden.T, g_NxC, preferred_element_type=jnp.float32)
+        if g_log_prob is not None:
+            g_NxC = g_log_prob[:, None] * (chunk.onehot(targets) - p_NxC)
+        if g_entropy is not None:
+            g_NxC = g_NxC - g_entropy[:, None] * p_NxC * (log_p_NxC + entropy[:, None])
+        g_NxC = (g_NxC / temperature.astype(sums)).astype(hidden.dtype)
+        g_hidden_NxH += jnp.dot(g_NxC, weights_HxC.T, preferred_element_type=sums)
+        g_weights_HxC = jnp.dot(hidden.T, g_NxC, preferred_element_type=sums)
         if chunk.size == lm_head.shape[1]:
             return g_hidden_NxH, g_weights_HxC
         g_weights_HxC += chunk.weights(g_head_HxV)  # a stale column adds its zero to what is there
         return g_hidden_NxH, lax.dynamic_update_slice_in_dim(g_head_HxV, g_weights_HxC, chunk.start, axis=1)
 
-    start = (jnp.zeros(hidden.shape), jnp.zeros(lm_head.shape))
-    g_hidden_NxH, g_head_HxV = fold_chunks(step, start, lm_head.shape[1], chunk_size)
-    g_hidden_NxH, g_head_HxV = g_hidden_NxH.astype(hidden.dtype), g_head_HxV.astype(lm_head.dtype)
-    return g_hidden_NxH, g_head_HxV, None, jnp.zeros_like(temperature)
+    start = (jnp.zeros(hidden.shape, sums), jnp.zeros(lm_head.shape, sums))
+    g_hidden_NxH, g_head_HxV = fold_chunks(step, start, lm_head.shape[1], plan.chunk_size)
+    if layout is not None:
+        g_hidden_NxH, g_head_HxV = layout.sum_vocab(g_hidden_NxH), layout.reduce_head(g_head_HxV)
+    return g_hidden_NxH.astype(hidden.dtype), g_head_HxV
 
 
 _statistics.defvjp(_statistics_fwd, _statistics_bwd, symbolic_zeros=True)
@@ -258,32 +367,6 @@ def _known(cotangent: Any) -> jax.Array | None:
     return None if isinstance(cotangent, jax.custom_derivatives.SymbolicZero) else cotangent
 
 
-def _lowest(n: int) -> jax.Array:
+def _lowest(n: int, dtype: Any) -> jax.Array:
     """The start of a running maximum: finite, so that no −inf − (−inf) can arise."""
-    return jnp.full(n, jnp.finfo(jnp.float32).min)
-
-
-def check_shapes(hidden: jax.Array, lm_head: jax.Array, targets: jax.Array) -> None:
-    """ValueError unless hidden (..., H), lm_head (H, V) and targets (...) fit together."""
-    if lm_head.ndim != 2 or hidden.ndim < 1 or hidden.shape[-1] != lm_head.shape[0]:
-        raise ValueError(f"hidden {hidden.shape} must end in H of lm_head (H, V), got {lm_head.shape}")
-    if hidden.shape[:-1] != targets.shape:
-        raise ValueError(f"targets {targets.shape} must be hidden {hidden.shape} without its last axis")
-
-
-def check_temperature(temperature: Scalar) -> jax.Array:
-    """Temperature as a float32 scalar; ValueError for a number not finite and > 0 (a traced one passes)."""
-    if isinstance(temperature, numbers.Real) and not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be finite and > 0, got {temperature}")
-    return jnp.asarray(temperature, jnp.float32)
-
-
-def check_chunk_size(chunk_size: int) -> int:
-    """chunk_size as an int; ValueError unless a positive integer."""
-    try:
-        size = operator.index(chunk_size)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise ValueError(f"chunk_size must be a positive integer, got {chunk_size!r}")
-    return size
+    return jnp.full(n, jnp.finfo(jnp.float32).min, dtype)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from salt_jax import salt
+from salt_jax import salt, salt_variants
 from tests.reference import geometry as geometry_reference
 from tests.reference import salt as reference
 
@@ -259,7 +259,7 @@ def test_edge_padding_changes_nothing_for_real_rollouts(variant):
 def test_edge_no_valid_rollout_at_all_is_zero_and_nothing_to_report():
     rows, a, _ = example()
     out = call(rows, a * np.nan, valid=np.zeros(M, bool))
-    assert all((np.asarray(field) == 0).all() for field in out[:-1])
+    assert all((np.asarray(field) == 0).all() for field in out._replace(ok=0))
     assert bool(out.ok)
 
 
@@ -375,6 +375,64 @@ def test_wild_inputs(seed, rank, log_gram, log_a, variant):
     )
 
 
+# The iterated eigenvectors of large mini-batches, here at a small m; see also geometry/test_subspace.py.
+
+LARGE = 64
+
+
+def large(seed: int = 0, decay: float = 0.7) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(LARGE, 120)) * np.arange(1, 121.0) ** -decay
+    return jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(rng.normal(size=LARGE), jnp.float32)
+
+
+@pytest.mark.parametrize("variant", ["salt", "signed", "soft_filter"])
+def test_iterated_eigenvectors_give_the_same_reweighting(variant):
+    for seed in range(2):
+        gram, a = large(seed)
+        full, iterated = (
+            salt.reweight(gram, a, salt.SaltConfig(variant=variant, eigen=eigen)) for eigen in ("full", "iterative")
+        )
+        assert full.eigengap > 0.01
+        assert (bool(full.fallback), bool(iterated.fallback)) == (False, False)
+        for name in full._fields:
+            np.testing.assert_allclose(
+                getattr(iterated, name), getattr(full, name), rtol=1e-4, atol=5e-5, err_msg=name
+            )
+
+
+def test_an_iteration_that_is_refused_says_so_and_changes_nothing():
+    gram, a = large()
+    flat = jnp.eye(LARGE)  # k = m: no block holds it
+    for matrix, fields in ((flat, {}), (flat, {"k_max": 3}), (gram, {"k_min": 40})):
+        full, iterated = (
+            salt.reweight(matrix, a, salt.SaltConfig(eigen=eigen, **fields)) for eigen in ("full", "iterative")
+        )
+        assert (bool(full.fallback), bool(iterated.fallback)) == (False, True)
+        for field, expected in zip(iterated._replace(fallback=full.fallback), full, strict=True):
+            np.testing.assert_allclose(field, expected, rtol=1e-6, atol=1e-6)
+    # Every variant that needs the whole spectrum has it from the start.
+    for variant in salt_variants.WHOLE_SPECTRUM:
+        assert not salt.reweight(flat, a, salt.SaltConfig(variant=variant, eigen="iterative")).fallback
+
+
+def test_iterated_eigenvectors_under_vmap_and_grad_and_without_a_gram():
+    config = salt.SaltConfig(eigen="iterative")
+    gram, a = large()
+    grams = jnp.stack([gram, jnp.eye(LARGE), gram.at[1, 2].set(jnp.nan), jnp.zeros((LARGE, LARGE))])
+    together = jax.vmap(lambda k: salt.reweight(k, a, config))(grams)
+    assert together.fallback.tolist() == [False, True, False, False]
+    assert together.ok.tolist() == [True, True, False, False]
+    for i in range(4):
+        alone = salt.reweight(grams[i], a, config)
+        for field, expected in zip(together, alone, strict=True):
+            np.testing.assert_allclose(field[i], expected, **CLOSE)
+    np.testing.assert_array_equal(together.advantages[2:], jnp.stack([a, a]))
+    total = lambda k, c: jnp.sum(salt.reweight(k, c, config).advantages)
+    for gradient in jax.grad(total, argnums=(0, 1))(gram, a):
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
 # Errors, each one line.
 
 
@@ -392,6 +450,7 @@ def test_wild_inputs(seed, rank, log_gram, log_a, variant):
         ({"alpha_min": 0.9, "alpha_max": 0.1}, "alpha_min must be <= alpha_max = 0.1, got 0.9"),
         ({"fixed_alpha": float("nan")}, r"fixed_alpha must be a number in \[0, 1\], got nan"),
         ({"rescale": 1}, "rescale must be True or False, got 1"),
+        ({"eigen": "fast"}, "eigen must be one of auto, full, iterative, got 'fast'"),
     ],
 )
 def test_config_errors(fields, message):

@@ -26,8 +26,9 @@ from salt_jax.rollout import RolloutBatch
 from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
 from salt_jax.training.config import RunConfig, parse
+from salt_jax.training.reweighting import first_basis
 
-VOCAB, PAD, STOP = 11, 0, 2
+VOCAB, PAD, STOP = 12, 0, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 OPTIMIZER = optax.sgd(1.0)
 TINY = {
@@ -172,7 +173,8 @@ def run_step(
     """One step of the configuration from the initial state on `rollouts()`, or from what is given."""
     overrides = overrides or {}
     run = tiny_run(overrides)
-    state = initial_state(run.objective.kl_coef > 0) if state is None else state
+    if state is None:
+        state = initial_state(run.objective.kl_coef > 0).replace(sketch_basis=first_basis(run))
     batch = rollouts(run.rollouts.prompts_per_step) if batch is None else batch
     batch = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), batch)  # a weakly typed array would compile again
     new, metrics = _compiled_step(_differences(overrides), measure)(state, batch)

@@ -163,10 +163,18 @@ def spectrum(gram: jax.Array, *, valid: jax.Array | None = None) -> Spectrum:
     values_m, vectors_mxm = values_m[::-1], vectors_mxm[:, ::-1]
     count = present_m.sum()
     # The rank counts valid rollouts, not rows: padding must not move the threshold.
-    floor = jnp.maximum(count, 8.0) * jnp.finfo(jnp.float32).eps * values_m[0]
-    values_m = jnp.where(values_m <= floor, 0.0, values_m)  # NaN stays
+    values_m = jnp.where(values_m <= rank_floor(values_m[0], count), 0.0, values_m)  # NaN stays
     rank = jnp.sum(values_m > 0).astype(jnp.int32)
     return Spectrum(values_m, vectors_mxm * present_m[:, None], rank, count.astype(jnp.int32), exponent)
+
+
+def rank_floor(largest: jax.Array, count: jax.Array) -> jax.Array:
+    """max(8, m) · eps · λ_1, the largest eigenvalue that counts as rounding; m = count valid rollouts.
+
+    >>> float(rank_floor(jnp.array(1.0), jnp.array(4))) == 8 * 2.0**-23
+    True
+    """
+    return jnp.maximum(count, 8.0) * jnp.finfo(jnp.float32).eps * largest
 
 
 def numerical_rank(gram: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:

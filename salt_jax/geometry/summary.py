@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from salt_jax.geometry.numerics import matmul, normalized, normalized_vector, presence, safe_ratio
+from salt_jax.geometry.numerics import (
+    matmul,
+    normalized,
+    normalized_vector,
+    presence,
+    safe_ratio,
+    sqrt_scaled,
+    times_power_of_two,
+)
 from salt_jax.geometry.spectrum import (
+    coefficient_distortion,
     effective_sample_size,
     participation_ratio,
     positive_alignment,
-    update_norm,
 )
 
 NAMES = ("participation_ratio", "n_eff", "positive_alignment")
 
 
 def geometry_summary(
-    gram: jax.Array, coefficients: jax.Array, *, group_size: int, valid: jax.Array | None = None
+    gram: jax.Array,
+    coefficients: jax.Array,
+    *,
+    group_size: int,
+    valid: jax.Array | None = None,
+    reweighted: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Participation ratio, n_eff, positive alignment, each `_in`, `_out` and `_total`, and the update norm.
 
@@ -29,9 +43,12 @@ def geometry_summary(
       signal, with unit coefficients: n_eff_out = ‖Σ_g u_g‖² / Σ_g ‖u_g‖².
     - `_total`: the statistic of the whole mini-batch.
 
-    (arXiv 2606.05800, Eq. 5–7, 58, 60 and App. D; without any signal `_in` and `_out` are 0.)
+    With `reweighted`, what replaces the coefficients: also its `n_eff_after` (of the whole mini-batch), and how far
+    it moved them and the update, `coefficient_distortion` and `update_deviation` (Eq. 59).
 
-    gram (m, m), coefficients (m,), valid (m,) or None -> flat dict of scalars, float32.
+    (arXiv 2606.05800, Eq. 5–7, 58–60 and App. D; without any signal `_in` and `_out` are 0.)
+
+    gram (m, m), coefficients (m,), valid (m,) or None, reweighted (m,) or None -> flat dict of scalars, float32.
     Raises ValueError on shapes or where group_size does not divide m.
 
     >>> summary = geometry_summary(jnp.eye(4), jnp.ones(4), group_size=2)
@@ -42,10 +59,15 @@ def geometry_summary(
     if group_size < 1 or m % group_size:
         raise ValueError(f"group_size must be a positive divisor of the {m} rollouts, got {group_size}")
     groups = m // group_size
-    summary = {"update_norm": update_norm(gram, coefficients, valid=valid)}
-    gram_mxm, _ = normalized(gram, valid)
-    weights_m, _ = normalized_vector(coefficients, gram, valid)
-    valid_BxG = presence(gram, valid).reshape(groups, group_size)
+    gram_mxm, exponent = normalized(gram, valid)
+    gram_mxm = lax.optimization_barrier(gram_mxm)  # else XLA repeats the transpose in it for each reader
+    weights_m, shift = normalized_vector(coefficients, gram, valid)
+    present_m = presence(gram, valid)
+    count = present_m.sum()
+    diagonal_m = jnp.diagonal(gram_mxm)
+    square = jnp.maximum(jnp.vdot(weights_m, matmul(gram_mxm, weights_m)), 0.0)
+    summary = {"update_norm": safe_ratio(times_power_of_two(sqrt_scaled(square, exponent), shift), count)}
+    valid_BxG = present_m.reshape(groups, group_size)
     weights_BxG = weights_m.reshape(groups, group_size)
     blocks_BxGxBxG = gram_mxm.reshape(groups, group_size, groups, group_size)
     own_BxGxG = jnp.moveaxis(jnp.diagonal(blocks_BxGxBxG, axis1=0, axis2=2), -1, 0)
@@ -75,12 +97,34 @@ def geometry_summary(
             positive_alignment(between_BxB, valid=signal_B),
         ),
         "total": (
-            participation_ratio(gram, valid=valid),
-            effective_sample_size(gram, coefficients, valid=valid),
-            positive_alignment(gram, valid=valid),
+            safe_ratio(jnp.trace(gram_mxm) ** 2, jnp.vdot(gram_mxm, gram_mxm, precision=lax.Precision.HIGHEST)),
+            safe_ratio(square, jnp.sum(weights_m**2 * diagonal_m)),
+            _alignment(gram_mxm, present_m),
         ),
     }
     for scope, statistics in scopes.items():
         for name, value in zip(NAMES, statistics, strict=True):
             summary[f"{name}_{scope}"] = value
+    if reweighted is not None:
+        new_m, new_shift = normalized_vector(reweighted, gram, valid)
+        moved_m, moved_shift = normalized_vector(reweighted - coefficients, gram, valid)
+        images_mx2 = matmul(gram_mxm, jnp.stack([new_m, moved_m], axis=1))
+        new_square = jnp.maximum(jnp.vdot(new_m, images_mx2[:, 0]), 0.0)
+        moved_square = jnp.maximum(jnp.vdot(moved_m, images_mx2[:, 1]), 0.0)
+        deviation = safe_ratio(jnp.sqrt(moved_square), jnp.sqrt(square))
+        summary |= {
+            "n_eff_after": safe_ratio(new_square, jnp.sum(new_m**2 * diagonal_m)),
+            "coefficient_distortion": coefficient_distortion(reweighted, coefficients, valid=valid),
+            "update_deviation": times_power_of_two(deviation, moved_shift - shift),
+        }
     return summary
+
+
+def _alignment(gram_mxm: jax.Array, present_m: jax.Array) -> jax.Array:
+    """`positive_alignment` of a normalized Gram matrix, in one pass over it."""
+    inverse_m = safe_ratio(jnp.ones_like(present_m), jnp.sqrt(jnp.maximum(jnp.diagonal(gram_mxm), 0.0)))
+    m = gram_mxm.shape[0]
+    other_mxm = jnp.arange(m)[:, None] != jnp.arange(m)[None, :]
+    cosines_mxm = jnp.clip((gram_mxm * inverse_m[:, None]) * inverse_m[None, :], 0.0, 1.0)
+    count = present_m.sum()
+    return safe_ratio(jnp.sum(jnp.where(other_mxm, cosines_mxm, 0.0)), count * (count - 1))

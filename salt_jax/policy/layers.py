@@ -1,4 +1,4 @@
-"""The pieces of the decoder: its configuration, RMSNorm, rotary embeddings, attention over segments, a block.
+"""The pieces of the decoder: its configuration, rematerialisation, RMSNorm, rotary embeddings, a block.
 
 Shape letters: B groups, G rollouts a group, P prompt, T completion tokens, D model width, K key/value heads,
 R query heads per key/value head, C head width, M flattened tokens. Matrix products are taken over flattened
@@ -8,14 +8,16 @@ tokens: (batch, time, d) products have a markedly slower backward pass on CPU.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from salt_jax.policy.attention import ATTENTION
+
 Array = jax.Array
-MASKED = -1e30  # finite, so that a row without any key gives a uniform softmax instead of NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,9 @@ class TransformerConfig:
       compute_dtype: 'float32' or 'bfloat16'; parameters stay float32, reductions are float32.
       scan_layers: True scans over layers (one compilation for any depth); False unrolls them, which is
         faster on CPU for shallow models.
-      remat: recompute each block in the backward pass instead of storing its activations.
+      attention: a key of ``ATTENTION``: 'segments' anywhere, 'xla' to check the next against, 'cudnn' (flash attention
+        on NVIDIA GPUs, bfloat16), 'splash' (flash attention on TPUs).
+      remat: what the backward pass finds stored of a block, a key of ``REMAT``.
 
     Raises:
       ValueError: for shapes that cannot be built, naming the field.
@@ -63,7 +67,8 @@ class TransformerConfig:
     tied_embeddings: bool = True
     compute_dtype: str = "float32"
     scan_layers: bool = True
-    remat: bool = False
+    attention: str = "segments"
+    remat: str = "none"
 
     def __post_init__(self) -> None:
         sizes = "vocab_size d_model num_layers num_heads num_kv_heads head_dim mlp_dim"
@@ -80,6 +85,39 @@ class TransformerConfig:
             raise ValueError(f"rms_norm_eps must be finite and >= 0, got {self.rms_norm_eps}")
         if self.compute_dtype not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype must be 'float32' or 'bfloat16', got {self.compute_dtype!r}")
+        if self.attention not in ATTENTION:
+            raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {self.attention!r}")
+        if self.attention == "cudnn" and self.compute_dtype != "bfloat16":
+            raise ValueError(f"attention = 'cudnn' needs compute_dtype = 'bfloat16', got {self.compute_dtype!r}")
+        if self.attention == "cudnn" and (self.head_dim % 8 or self.head_dim > 256):
+            raise ValueError(f"attention = 'cudnn' needs a head_dim divisible by 8 and <= 256, got {self.head_dim}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat must be one of {', '.join(REMAT)}, got {self.remat!r}")
+
+
+# What is stored of a block for its backward pass; all else is computed again. Memory falls and time rises downwards.
+REMAT: dict[str, Callable[..., bool] | None] = {
+    "none": None,  # everything is stored
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # the products with weights, not attention
+    "full": jax.checkpoint_policies.nothing_saveable,  # the block's input only
+}
+
+
+def rematerialised(block: Callable[..., Any], how: str, *, prevent_cse: bool) -> Callable[..., Any]:
+    """``block`` with its backward pass as ``REMAT[how]`` says; values and gradients are the same for all.
+
+    Args:
+      block: a pure function.
+      how: a key of ``REMAT``.
+      prevent_cse: False where ``block`` is the body of a scan, which keeps XLA from undoing it anyway.
+
+    Example:
+      >>> wave = rematerialised(lambda x: jnp.sin(jnp.sin(x)), "full", prevent_cse=True)
+      >>> bool(jax.grad(wave)(0.5) == jax.grad(lambda x: jnp.sin(jnp.sin(x)))(0.5))
+      True
+    """
+    policy = REMAT[how]
+    return block if policy is None else jax.checkpoint(block, policy=policy, prevent_cse=prevent_cse)
 
 
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
@@ -112,22 +150,6 @@ def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
     cos, sin = (jnp.expand_dims(t, 1).astype(x.dtype) for t in table)  # (M, 1, C/2)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def attend(scores_and_values: list[tuple[Array, Array, str]], dtype: Any) -> Array:
-    """One softmax over several key segments: list of (scores (..., keys), values, einsum) -> Σ softmax·values."""
-    top = jnp.max(scores_and_values[0][0], axis=-1, keepdims=True)
-    for scores, _, _ in scores_and_values[1:]:
-        top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
-    top = jax.lax.stop_gradient(top)
-    total: Any = 0.0
-    out: Any = 0.0
-    for scores, values, equation in scores_and_values:
-        weights = jnp.exp(scores - top)
-        part_sum = jnp.sum(weights, axis=-1, keepdims=True)
-        part = jnp.einsum(equation, weights.astype(dtype), values, preferred_element_type=jnp.float32)
-        total, out = total + part_sum, out + part
-    return (out / total).astype(dtype)
 
 
 class Block(nnx.Module):

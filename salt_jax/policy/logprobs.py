@@ -7,9 +7,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from salt_jax.geometry import Sketch, hidden_moment, num_signs, rollout_sketches
+from salt_jax.layout import Layout
 from salt_jax.policy.transformer import Decoder
 from salt_jax.rollout import RolloutBatch
-from salt_jax.vocab import DEFAULT_CHUNK, token_log_probs
+from salt_jax.vocab import DEFAULT_CHUNK, projected_log_probs, token_log_probs
 
 Array = jax.Array
 
@@ -22,12 +24,16 @@ class CompletionScores(NamedTuple):
       entropy: (N, T) float32 nats, of the distribution each token was drawn from.
       log_normalizer: (N, T) float32, log-sum-exp of the scaled logits; no gradient.
       hidden: (N, T, D), the states that predict each token; None where they were dropped to save memory.
+      sketch: (N, r) float32, sketched LM-head gradient features; None unless asked for. No gradient.
+      moment: (D, e) float32, ``geometry.hidden_moment`` of these rollouts and the sketch's basis; None without one.
     """
 
     log_probs: Array
     entropy: Array
     log_normalizer: Array
     hidden: Array | None
+    sketch: Array | None = None
+    moment: Array | None = None
 
 
 def completion_scores(
@@ -37,6 +43,8 @@ def completion_scores(
     group_size: int,
     temperature: float = 1.0,
     chunk_size: int = DEFAULT_CHUNK,
+    layout: Layout | None = None,
+    sketch: Sketch | None = None,
 ) -> CompletionScores:
     """Scores the completions of a batch of rollouts; each group's prompt is processed once.
 
@@ -48,6 +56,8 @@ def completion_scores(
       group_size: how many consecutive rows share their prompt; divides N.
       temperature: τ > 0, as in sampling.
       chunk_size: vocabulary columns held at once.
+      layout: where rollouts and the output projection lie on a mesh; None leaves it to jit.
+      sketch: also project each rollout's gradient feature (``geometry.lm_head_sketch``), from the same logits.
 
     Returns:
       ``CompletionScores``; values on masked tokens are meaningless.
@@ -63,7 +73,18 @@ def completion_scores(
         rollouts.prompts[::group_size], rollouts.prompt_mask[::group_size], completions
     )
     hidden = jnp.reshape(hidden, (n, completions.shape[2], hidden.shape[-1]))
-    scores = token_log_probs(
-        hidden, model.lm_head, rollouts.completions, temperature=temperature, chunk_size=chunk_size
+    head, targets = model.lm_head, rollouts.completions
+    if sketch is None:
+        scores = token_log_probs(
+            hidden, head, targets, temperature=temperature, chunk_size=chunk_size, layout=layout
+        )
+        return CompletionScores(*scores, hidden)
+    scores, projected = projected_log_probs(
+        hidden, head, targets, sketch.key, sketch.heavy, num_signs=num_signs(sketch.rank_vocab, head.shape[1]),
+        temperature=temperature, chunk_size=chunk_size, layout=layout,
     )
-    return CompletionScores(scores.log_probs, scores.entropy, scores.log_normalizer, hidden)
+    mask, moment = rollouts.loss_mask, None
+    features = rollout_sketches(hidden, projected, mask, sketch)
+    if sketch.basis is not None:
+        moment = hidden_moment(hidden, mask, sketch.basis, length_normalize=sketch.length_normalize)
+    return CompletionScores(*scores, hidden, features, moment)

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from salt_jax.policy.attention import ATTENTION, MASKED, attend, axes_that_divide, prompt_segment
 from salt_jax.policy.layers import (
-    MASKED,
     Block,
     TransformerConfig,
-    attend,
     merge_heads,
+    rematerialised,
     rms_norm,
     rope_table,
     split_heads,
@@ -38,6 +39,7 @@ class Decoder(nnx.Module):
     Args:
       config: shapes and options.
       rngs: NNX random streams; ``params`` is used.
+      mesh: what batches are split over and the kernels of ``config.attention`` run on; None for one device.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,8 +50,8 @@ class Decoder(nnx.Module):
       (3, 5, 11)
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs) -> None:
-        self.config = config
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs, mesh: Mesh | None = None) -> None:
+        self.config, self.mesh = config, mesh
         scale = config.d_model**-0.5
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.d_model)) * scale)
         keys = jax.random.split(rngs.params(), config.num_layers)
@@ -68,7 +70,17 @@ class Decoder(nnx.Module):
     def embed(self, tokens: Array) -> Array:
         """tokens (...) -> (M, D) in the compute dtype, M tokens in all."""
         x = jnp.take(self.embedding[...], jnp.reshape(tokens, (-1,)), axis=0)
-        return x.astype(jnp.dtype(self.config.compute_dtype))
+        return self._by_rows(x.astype(jnp.dtype(self.config.compute_dtype)), tokens.shape[0])
+
+    def _by_rows(self, x: Array, rows: int) -> Array:
+        """x (M, D) of so many rows of tokens, its rows split over the mesh's batch axes and D not at all.
+
+        Without it XLA takes the split of D from the parameters, and every device holds the whole batch.
+        """
+        if self.mesh is None or self.mesh.size == 1:
+            return x
+        spec = PartitionSpec(axes_that_divide(rows, self.mesh))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def _norm(self, x_MxD: Array) -> Array:
         return rms_norm(x_MxD, self.final_norm[...], self.config.rms_norm_eps)
@@ -86,8 +98,7 @@ class Decoder(nnx.Module):
             params, extra_l = xs
             return layer(nnx.merge(graphdef, params), carry, extra_l)
 
-        if cfg.remat:
-            body = jax.checkpoint(body, prevent_cse=not cfg.scan_layers)
+        body = rematerialised(body, cfg.remat, prevent_cse=not cfg.scan_layers)
         if cfg.scan_layers:
             return jax.lax.scan(body, carry, (stacked, extra))
         outs = []
@@ -112,39 +123,23 @@ class Decoder(nnx.Module):
 
     def _prompt_layer(self, block: Block, x: Array, table: Any, mask: Array) -> tuple[Array, Any]:
         """One block over prompts: x (B*P, D), mask (B, P) -> x and this layer's keys and values (B, K, P, C)."""
-        batch, length = mask.shape
-        q, k, v = block.qkv(x, table)
-        heads = self.config.num_kv_heads
-        q = split_heads(q, (batch, length), heads, query=True)  # (B, K, P, R, C)
-        k, v = (split_heads(y, (batch, length), heads, query=False) for y in (k, v))  # (B, K, P, C)
-        causal = jnp.tril(jnp.ones((length, length), bool))
-        allowed = causal[None, None, :, None, :] & mask[:, None, None, None, :]  # (B, 1, P, 1, P)
-        scores = jnp.einsum("bktrc,bkuc->bktru", q, k, preferred_element_type=jnp.float32)
-        out = attend([(jnp.where(allowed, scores, MASKED), v, "bktru,bkuc->bktrc")], x.dtype)
-        return block.finish(x, merge_heads(out)), (k, v)
+        out, kv = self._attention(block, x, table, mask.shape, mask, None)
+        return self._by_rows(block.finish(x, out), mask.shape[0]), kv
 
     def _completion_layer(self, block: Block, x: Array, table: Any, mask: Array, prompt_kv: Any,
                           shape: tuple[int, int, int]) -> Array:
         """One block over completions x (B*G*T, D), attending to the group's prompt and to their own past."""
+        out = self._attention(block, x, table, shape, mask, prompt_kv)[0]
+        return self._by_rows(block.finish(x, out), mask.shape[0])
+
+    def _attention(self, block: Block, x: Array, table: Any, lead: tuple[int, ...], mask: Array,
+                   prompt_kv: Any) -> tuple[Array, tuple[Array, Array]]:
+        """Attention outputs (M, heads*C) of tokens x (M, D), M = B * ... = lead, and their keys and values."""
         q, k, v = block.qkv(x, table)
         heads = self.config.num_kv_heads
-        q = split_heads(q, shape, heads, query=True)  # (B, K, G, T, R, C)
-        k, v = (split_heads(y, shape, heads, query=False) for y in (k, v))  # (B, K, G, T, C)
-        own = jnp.einsum("bkgtrc,bkguc->bkgtru", q, k, preferred_element_type=jnp.float32)
-        causal = jnp.tril(jnp.ones((shape[2], shape[2]), bool))[None, None, None, :, None, :]
-        out = attend(
-            [
-                self._prompt_scores("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, mask),
-                (jnp.where(causal, own, MASKED), v, "bkgtru,bkguc->bkgtrc"),
-            ],
-            x.dtype,
-        )
-        return block.finish(x, merge_heads(out))
-
-    def _prompt_scores(self, keys: str, values: str, q: Array, prompt_kv: Any, mask: Array) -> Any:
-        scores = jnp.einsum(keys, q, prompt_kv[0], preferred_element_type=jnp.float32)
-        allowed = jnp.reshape(mask, (mask.shape[0],) + (1,) * (scores.ndim - 2) + (mask.shape[1],))
-        return jnp.where(allowed, scores, MASKED), prompt_kv[1], values
+        q = split_heads(q, lead, heads, query=True)
+        k, v = (split_heads(y, lead, heads, query=False) for y in (k, v))
+        return merge_heads(ATTENTION[self.config.attention](q, k, v, mask, prompt_kv, mesh=self.mesh)), (k, v)
 
     def _prompt_table(self, mask: Array) -> tuple[Array, Array]:
         """Rotary table of left-padded prompts: the first real token has position 0."""
@@ -240,9 +235,9 @@ class Decoder(nnx.Module):
             keys, values = write(0, k[..., None], (0, step)), write(1, v[:, :, :, None], (step, 0))
             own = jnp.einsum("bkgrc,bkgcu->bkgru", q, keys, preferred_element_type=jnp.float32)
             seen = (jnp.arange(keys.shape[4]) <= step)[None, None, None, None]
-            prompt = self._prompt_scores("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
+            prompt = prompt_segment("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
             out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], x.dtype)
-            return block.finish(x, merge_heads(out))
+            return self._by_rows(block.finish(x, merge_heads(out)), batch)
 
         def scanned(block: Block, carry: Any, extra: Any) -> tuple[Any, None]:
             x, caches = carry

@@ -15,13 +15,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from salt_jax.geometry.streaming import ROUTES
 from salt_jax.objective import ObjectiveConfig
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
 from salt_jax.tasks import TASKS
 
-FEATURES = ("lm_head", "taken_token", "per_rollout")
+FEATURES = ("lm_head", "lm_head_sketch", "taken_token", "per_rollout")
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -52,7 +53,11 @@ class GeometryConfig:
     feature: str
     scope: str
     length_normalize: bool
-    vocab_chunk: int
+    vocab_chunk: int | None
+    memory_mib: int | None
+    route: str
+    rank_vocab: int
+    rank_hidden: int
     subset: str
     subset_microbatch: int
     measure_every: int
@@ -66,6 +71,8 @@ class LearnerConfig:
     epochs: int
     microbatches: int
     vocab_chunk: int
+    length_buckets: int
+    prompt_buckets: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,13 +301,16 @@ def _check_ranges(run: RunConfig) -> None:
         "sampling.prompts_per_step": (run.rollouts.prompts_per_step, 1),
         "sampling.rollouts_per_prompt": (run.rollouts.rollouts_per_prompt, 2),
         "sampling.max_prompt_length": (run.rollouts.max_prompt_length, 1),
-        "salt.vocab_chunk": (run.geometry.vocab_chunk, 1),
+        "salt.rank_vocab": (run.geometry.rank_vocab, 1),
+        "salt.rank_hidden": (run.geometry.rank_hidden, 1),
         "salt.subset_microbatch": (run.geometry.subset_microbatch, 1),
         "salt.measure_every": (run.geometry.measure_every, 0),
         "learner.minibatches": (run.learner.minibatches, 1),
         "learner.epochs": (run.learner.epochs, 1),
         "learner.microbatches": (run.learner.microbatches, 1),
         "learner.vocab_chunk": (run.learner.vocab_chunk, 1),
+        "learner.length_buckets": (run.learner.length_buckets, 1),
+        "learner.prompt_buckets": (run.learner.prompt_buckets, 1),
         "optimizer.warmup_steps": (run.optimizer.warmup_steps, 0),
         "optimizer.weight_decay": (run.optimizer.weight_decay, 0),
         "optimizer.clip_norm": (run.optimizer.clip_norm, 0),
@@ -318,6 +328,10 @@ def _check_ranges(run: RunConfig) -> None:
     }
     for path, (value, least) in at_least.items():
         _require(path, value, value >= least, f"numbers >= {least}")
+    for name in ("vocab_chunk", "memory_mib"):
+        size = getattr(run.geometry, name)
+        _require(f"salt.{name}", size, size is None or size >= 1, "None, numbers >= 1")
+    _require("salt.route", run.geometry.route, run.geometry.route in ROUTES, ", ".join(ROUTES))
     for path, rate in (
         ("optimizer.learning_rate", run.optimizer.learning_rate),
         ("optimizer.eps", run.optimizer.eps),
@@ -354,6 +368,9 @@ def _check_divisions(run: RunConfig) -> None:
     if run.geometry.feature == "per_rollout":
         divides("salt.subset_microbatch", run.geometry.subset_microbatch, per_minibatch, run.minibatch_rows)
     shards = run.mesh.data * run.mesh.fsdp
+    if shards > 1:
+        whole_batch = "'auto' or 'features' where mesh.data x mesh.fsdp > 1: pairs need every rollout on one device"
+        _require("salt.route", run.geometry.route, run.geometry.route != "pairs", whole_batch)
     for path, whole in (
         ("config.sampling.prompts_per_step", prompts),
         ("the rollouts of a microbatch", run.minibatch_rows // run.learner.microbatches),

@@ -23,13 +23,15 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from salt_jax.evaluate import Evaluation, evaluate
+from salt_jax.policy.attention import check_backend
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.tasks import TASKS, Task, check_prompt_lengths, check_solution_lengths, prompt_batches
 from salt_jax.training import generation, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError, RunConfig, parse
 from salt_jax.training.metrics import MetricWriter, check_finite
-from salt_jax.training.sharding import make_mesh, path_of, tree_shardings
+from salt_jax.training.reweighting import first_basis
+from salt_jax.training.sharding import make_mesh, path_of, tree_shardings, vocabulary_axis
 from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
 from salt_jax.training.step import jit_train_step, sampling_key
 from salt_jax.training.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
@@ -80,6 +82,8 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
             with naming("config.sampling.max_new_tokens: "):
                 check_solution_lengths(task.source("train"), task.tokenizer, limits[1])
         check_subset(run, task)
+    with naming("config.policy."):
+        check_backend(run.policy.attention, jax.default_backend())
     with naming(""):
         make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
     if run.init_from:
@@ -142,8 +146,11 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
     task = make_task(run, folder / "data")
     policy_config = dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size)
     mesh = make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
-    session = Session(run, task, mesh, folder, make_policy(policy_config), console or Console())
+    session = Session(run, task, mesh, folder, make_policy(policy_config, mesh), console or Console())
     began = time.perf_counter()
+    if vocabulary_axis(mesh, policy_config.vocab_size) is None:
+        split = f"config.mesh.tensor = {run.mesh.tensor} does not divide the vocabulary of {policy_config.vocab_size}"
+        session.console.print(f"{split}: every device holds all of the output projection", style="yellow")
 
     init_key, data_key = jax.random.split(jax.random.key(run.seed))
     shapes = jax.eval_shape(functools.partial(init_params, policy_config), init_key)
@@ -198,7 +205,10 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
     run, task, group_size = session.run, session.task, session.run.rollouts.rollouts_per_prompt
     total_updates = run.steps * run.learner.minibatches * run.learner.epochs
     optimizer = make_optimizer(run.optimizer, total_updates)
-    state = place(init_state(params, optimizer, key, keep_reference=run.objective.kl_coef > 0), session.mesh)
+    state = init_state(
+        params, optimizer, key, keep_reference=run.objective.kl_coef > 0, sketch_basis=first_basis(run)
+    )
+    state = place(state, session.mesh)
     iterator = prompt_batches(
         task.source("train"), task.tokenizer, batch_size=run.rollouts.prompts_per_step,
         max_prompt_length=run.rollouts.max_prompt_length, seed=run.seed,
@@ -223,8 +233,10 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         rewards, rewarded, failure = generation.grade_samples(task, samples, batch["references"], group_size)
         if failure:
             session.console.print(f"grader failed: {failure}", style="yellow")
-        rollouts = assemble(prompts, mask, samples, rewards, rewarded)
-        tokens = float(jax.device_get(samples.lengths).sum())
+        lengths = jax.device_get(samples.lengths)
+        trimmed = generation.batch_lengths(run, mask, lengths)  # the update pays for the longest row, not the limit
+        rollouts = assemble(prompts, mask, samples, rewards, rewarded, trimmed)
+        tokens = float(lengths.sum())
         state, metrics = step_fns[bool(every) and number % every == 0](state, rollouts)
         number += 1
         seconds = time.perf_counter() - began
@@ -296,15 +308,20 @@ def run_phase(
     )
     last_saved = str(checkpoints.directory / str(latest)) if latest is not None else "none yet"
     pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
+    fallbacks = False
 
     def flush() -> None:
-        nonlocal pending
+        nonlocal pending, fallbacks
         if pending is not None:
             step, metrics, host = pending
             pending = None
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             writer.write(step, values | host)  # written before it is checked, so that a bad step can be seen
             check_finite(step, values, last_saved)
+            if values.get("salt/eigh_fallback") and not fallbacks:
+                fallbacks = True
+                text = "iterated eigenvectors were refused and a full eigh was used, slower and no less right"
+                session.console.print(f"step {step}: {text}; salt/eigh_fallback in the metrics counts", style="yellow")
 
     def evaluate_at(step: int) -> None:
         if judge is not None:

@@ -10,20 +10,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from salt_jax import geometry, salt
+from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
 from salt_jax.rollout import RolloutBatch, bundle
 from salt_jax.training.config import RunConfig
 
 Array = jax.Array
+AFTER = ("n_eff_after", "coefficient_distortion", "update_deviation")  # about a', not a
 
 
 def mini_batch_gram(
-    run: RunConfig, policy: Any, params: Any, rollouts: RolloutBatch, scores: CompletionScores
+    run: RunConfig,
+    policy: Any,
+    params: Any,
+    rollouts: RolloutBatch,
+    scores: CompletionScores,
+    layout: Layout | None = None,
 ) -> Array:
     """Gram matrix (m, m) of a minibatch's gradient features, the feature named by ``config.salt.feature``.
 
-    'lm_head' and 'taken_token' use the hidden states of a forward pass that was needed anyway; 'per_rollout'
-    takes one backward pass a rollout, over the parameters that match ``config.salt.subset``.
+    'lm_head' and 'taken_token' use the hidden states of a forward pass that was needed anyway, 'lm_head_sketch' what
+    that pass has projected already; 'per_rollout' takes one backward pass a rollout, over the parameters that match
+    ``config.salt.subset``.
     """
     settings = run.geometry
     temperature, chunk_size = run.sampling.temperature, run.learner.vocab_chunk
@@ -45,20 +53,50 @@ def mini_batch_gram(
             where=lambda path: re.search(settings.subset, path) is not None,
             microbatch=settings.subset_microbatch,
         )
+    if settings.feature == "lm_head_sketch":
+        if scores.sketch is None:
+            raise ValueError("feature 'lm_head_sketch' needs a forward pass that was asked for a sketch")
+        return geometry.sketch_gram(scores.sketch, layout=layout)
     if scores.hidden is None:
         raise ValueError(f"feature {settings.feature!r} needs the hidden states of the forward pass")
     observed = (scores.hidden, nnx.merge(policy, params).lm_head, rollouts.completions, mask)
+    how: dict[str, Any] = {
+        "chunk_size": settings.vocab_chunk,
+        "memory_budget": None if settings.memory_mib is None else settings.memory_mib * 2**20,
+        "route": settings.route,
+        "length_normalize": settings.length_normalize,
+        "layout": layout,
+    }
     if settings.feature == "taken_token":
-        return geometry.taken_token_gram(
-            *observed, chunk_size=settings.vocab_chunk, length_normalize=settings.length_normalize
-        )
-    return geometry.lm_head_gram(
-        *observed,
-        temperature=temperature,
-        chunk_size=settings.vocab_chunk,
+        return geometry.taken_token_gram(*observed, **how)
+    return geometry.lm_head_gram(*observed, temperature=temperature, log_normalizer=scores.log_normalizer, **how)
+
+
+def sketch_of(
+    run: RunConfig, key: Array, rollouts: RolloutBatch, vocab_size: int, basis: Array | None
+) -> geometry.Sketch | None:
+    """What the forward pass projects on its way, where ``config.salt.feature`` is 'lm_head_sketch'.
+
+    The same for all parts of a rollout batch: the tokens to keep come from the whole of it, the basis of the hidden
+    states from the steps before.
+    """
+    settings = run.geometry
+    if settings.feature != "lm_head_sketch":
+        return None
+    heavy = geometry.heavy_tokens(
+        rollouts.completions, rollouts.loss_mask, vocab_size, settings.rank_vocab,
         length_normalize=settings.length_normalize,
-        log_normalizer=scores.log_normalizer,
     )
+    ranks = settings.rank_vocab, settings.rank_hidden
+    return geometry.Sketch(key, heavy, basis, *ranks, settings.length_normalize)
+
+
+def first_basis(run: RunConfig) -> Array | None:
+    """Where the basis of a run's sketches starts; None where hidden states are not projected."""
+    settings, width = run.geometry, run.policy.d_model
+    if settings.feature != "lm_head_sketch" or settings.rank_hidden >= width:
+        return None
+    return geometry.start_basis(width, settings.rank_hidden)
 
 
 def diagonal_blocks(gram: Array, size: int) -> Array:
@@ -82,7 +120,13 @@ def success_rates(rollouts: RolloutBatch, group_size: int) -> Array:
 
 
 def observe_and_reweight(
-    run: RunConfig, gram: Array, advantages: Array, rollouts: RolloutBatch, key: Array, entropy: Any
+    run: RunConfig,
+    gram: Array,
+    advantages: Array,
+    rollouts: RolloutBatch,
+    key: Array,
+    entropy: Any,
+    layout: Layout | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Metrics of a minibatch's geometry, and SALT's advantages in place of a where it is enabled.
 
@@ -93,30 +137,33 @@ def observe_and_reweight(
       rollouts: the same m rollouts.
       key: for the variants that draw.
       entropy: (now, least, greatest) mean token entropy, nats, for variant 'entropy_alpha'.
+      layout: a mesh on which every device does all of this: m x m numbers are not worth a message.
 
     Returns:
       (m,) advantages for the loss, constants; and scalars: ``geometry/*`` of a, ``salt/*`` where enabled.
     """
     gram, advantages = jax.lax.stop_gradient((gram, advantages))
     group_size = run.rollouts.rollouts_per_prompt
-    valid = rollouts.valid & rollouts.rewarded
-    summary = geometry.geometry_summary(gram, advantages, group_size=group_size, valid=valid)
-    metrics = {f"geometry/{name}": value for name, value in summary.items()}
-    metrics["geometry/gram_finite"] = jnp.all(jnp.isfinite(gram))
+    valid, rates = rollouts.valid & rollouts.rewarded, success_rates(rollouts, group_size)
+    if layout is not None:
+        gram, advantages, valid, rates = layout.replicate((gram, advantages, valid, rates))
+    metrics = {"geometry/gram_finite": jnp.all(jnp.isfinite(gram))}
     if not run.geometry.enabled:
-        return advantages, metrics
+        summary = geometry.geometry_summary(gram, advantages, group_size=group_size, valid=valid)
+        return advantages, metrics | {f"geometry/{name}": value for name, value in summary.items()}
 
     size = run.unit_rows
     units = gram.shape[0] // size
-    rates = success_rates(rollouts, group_size)
     unit_advantages, unit_valid, unit_rates = bundle((advantages, valid, rates), size)
 
     def reweight(gram: Array, a: Array, valid: Array, key: Array, rate: Array) -> salt.SaltOutput:
         return salt.reweight(gram, a, run.salt, valid=valid, key=key, success_rate=rate, entropy=entropy)
 
-    out = jax.vmap(reweight)(
-        diagonal_blocks(gram, size), unit_advantages, unit_valid, jax.random.split(key, units), unit_rates
-    )
+    each = (diagonal_blocks(gram, size), unit_advantages, unit_valid, jax.random.split(key, units), unit_rates)
+    if units == 1:  # not mapped: a mapped condition would run both of its branches
+        out = jax.tree.map(lambda x: x[None], reweight(*jax.tree.map(lambda x: x[0], each)))
+    else:
+        out = jax.vmap(reweight)(*each)
     new = jnp.reshape(out.advantages, advantages.shape)
     signal = jnp.any(unit_advantages != 0, axis=1)  # a unanimous unit says nothing about alpha
     signal = signal | ~jnp.any(signal)  # unless all are
@@ -129,9 +176,10 @@ def observe_and_reweight(
     norms = jnp.linalg.norm(new) * jnp.linalg.norm(advantages)
     metrics |= {
         "salt/not_ok": jnp.sum(~out.ok),  # units with nothing to reweight (no gradient at all)
-        "salt/n_eff_after": geometry.effective_sample_size(gram, new, valid=valid),
+        "salt/eigh_fallback": jnp.sum(out.fallback),  # units whose iterated eigenvectors were refused
         "salt/cosine": jnp.where(norms > 0, jnp.vdot(new, advantages) / jnp.where(norms > 0, norms, 1.0), 0.0),
-        "salt/coefficient_distortion": geometry.coefficient_distortion(new, advantages, valid=valid),
-        "salt/update_deviation": geometry.update_deviation(gram, new, advantages, valid=valid),
     }
+    summary = geometry.geometry_summary(gram, advantages, group_size=group_size, valid=valid, reweighted=new)
+    for name, value in summary.items():
+        metrics[f"salt/{name}" if name in AFTER else f"geometry/{name}"] = value
     return new, metrics

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx, struct
+from jax.sharding import Mesh
 
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.transformer import Decoder
@@ -28,6 +29,8 @@ class TrainState:
       entropy_range: (2,) float32 nats, least and greatest mean token entropy seen (variant 'entropy_alpha').
       consumed_prompts: scalar int32.
       key: (2,) uint32, key data; what a step draws comes from this key folded with the step.
+      sketch_basis: (D, e) float32, the directions of hidden states that a sketch keeps exactly: one round of
+        subspace iteration a step. None where config.salt.feature needs none.
     """
 
     step: Array
@@ -37,20 +40,29 @@ class TrainState:
     entropy_range: Array
     consumed_prompts: Array
     key: Array
+    sketch_basis: Array | None = None
 
     def step_key(self) -> Array:
         """The PRNG key of the current step."""
         return jax.random.fold_in(jax.random.wrap_key_data(self.key), self.step)
 
 
-def make_policy(config: TransformerConfig) -> Any:
-    """The static part of the policy; ``nnx.merge(policy, params)`` is the callable model."""
-    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))[0]
+def make_policy(config: TransformerConfig, mesh: Mesh | None = None) -> Any:
+    """The static part of the policy; ``nnx.merge(policy, params)`` is the callable model.
+
+    ``mesh`` is where its attention kernels run: config.policy.attention = 'splash' needs it on several devices.
+    """
+    return nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), mesh=mesh)))[0]
 
 
 def init_params(config: TransformerConfig, key: Array) -> Any:
     """Random float32 parameters as a nested dict."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, rngs=nnx.Rngs(params=key))))
+
+
+def vocabulary(params: Any) -> int:
+    """V, rows of the embedding."""
+    return params["embedding"].shape[0]
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
@@ -81,7 +93,12 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 
 def init_state(
-    params: Any, optimizer: optax.GradientTransformation, key: Array, *, keep_reference: bool = False
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    key: Array,
+    *,
+    keep_reference: bool = False,
+    sketch_basis: Array | None = None,
 ) -> TrainState:
     """The state before the first step."""
     return TrainState(
@@ -93,4 +110,5 @@ def init_state(
         entropy_range=jnp.array([jnp.inf, -jnp.inf], jnp.float32),
         consumed_prompts=jnp.zeros((), jnp.int32),
         key=jnp.copy(jax.random.key_data(key)),  # a buffer of its own, to be donated
+        sketch_basis=sketch_basis,
     )

@@ -21,17 +21,21 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from optax import microbatching
 
+from salt_jax.geometry import Sketch, orthonormal
+from salt_jax.layout import Layout
 from salt_jax.objective.losses import LossMetrics, finalize
 from salt_jax.objective.objective import advantages as group_relative_advantages
 from salt_jax.objective.objective import loss as policy_objective
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
 from salt_jax.rollout import RolloutBatch, bundle, unbundle
 from salt_jax.training.config import RunConfig
-from salt_jax.training.reweighting import mini_batch_gram, observe_and_reweight
+from salt_jax.training.reweighting import mini_batch_gram, observe_and_reweight, sketch_of
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
-from salt_jax.training.state import TrainState
+from salt_jax.training.sharding import layout as mesh_layout
+from salt_jax.training.state import TrainState, vocabulary
 
 Array = jax.Array
+HIDDEN_FEATURES = ("lm_head", "taken_token")  # the geometry is made from hidden states
 SUM, CONCAT = microbatching.AccumulationType.SUM, microbatching.AccumulationType.CONCAT
 MAXIMUM = microbatching.Accumulator(
     init=lambda value: jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), value),  # maxima are >= 0
@@ -66,6 +70,7 @@ def train_step(
     policy: Any,
     optimizer: optax.GradientTransformation,
     measure: bool = False,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One rollout batch: advantages, geometry, and minibatches × epochs optimizer steps. Pure.
 
@@ -76,6 +81,7 @@ def train_step(
       policy: static part of the model, from ``make_policy``.
       optimizer: from ``make_optimizer``.
       measure: report the geometry although SALT is off.
+      layout: where rollouts and parameters lie on a mesh; None on one device.
 
     Returns:
       The state after the step, and scalar metrics.
@@ -86,37 +92,46 @@ def train_step(
     metrics = reward_metrics(rollouts, advantages, group_size)
     batch = Batch(rollouts, advantages)
     if run.objective.kl_coef:
-        scores = harvest(run, policy, state.ref_params, rollouts, with_hidden=False)
+        scores, _ = harvest(run, policy, state.ref_params, rollouts, layout=layout)
         batch = dataclasses.replace(batch, ref_log_probs=scores.log_probs)
 
     with_geometry = run.geometry.enabled or measure
+    sketch = None
+    if with_geometry:
+        sketch = sketch_of(run, sketch_key(state), rollouts, vocabulary(state.params), state.sketch_basis)
     updates = run.learner.minibatches * run.learner.epochs
     if updates == 1 and run.learner.microbatches == 1:
-        state, seen = single_shot(state, batch, run=run, policy=policy, optimizer=optimizer, geometry=with_geometry)
+        state, seen = single_shot(
+            state, batch, run=run, policy=policy, optimizer=optimizer, geometry=with_geometry,
+            layout=layout, sketch=sketch,
+        )
         return finish(state, run), metrics | seen
 
     entropy_range = state.entropy_range
     batches = split_minibatches(batch, run)
     if updates > 1 or with_geometry:
-        harvested = with_geometry and run.geometry.feature != "per_rollout"
-        scores = harvest(run, policy, state.params, rollouts, with_hidden=harvested)
+        wanted = with_geometry and run.geometry.feature in HIDDEN_FEATURES
+        scores, moment = harvest(
+            run, policy, state.params, rollouts, with_hidden=wanted, layout=layout, sketch=sketch
+        )
         batches = split_minibatches(dataclasses.replace(batch, old_log_probs=scores.log_probs), run)
         if with_geometry:
             now, entropy_range = track_entropy(scores.entropy, rollouts, entropy_range)
 
             def unit(batch: Batch, scores: CompletionScores, key: Array) -> tuple[Array, dict[str, Array]]:
-                gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores)
+                gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
                 entropy = (now, entropy_range[0], entropy_range[1])
-                return observe_and_reweight(run, gram, batch.advantages, batch.rollouts, key, entropy)
+                return observe_and_reweight(run, gram, batch.advantages, batch.rollouts, key, entropy, layout)
 
             keys = jax.random.split(salt_key(state), run.learner.minibatches)
             new, seen = jax.lax.map(lambda x: unit(*x), (batches, split_minibatches(scores, run), keys))
             batches = dataclasses.replace(batches, advantages=new)
             metrics |= average(seen)
+            state = with_basis(state, moment)
 
     def update(carry: tuple[Any, Any], batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
         params, opt_state = carry
-        grads, loss_metrics = accumulated_grads(params, batch, run=run, policy=policy)
+        grads, loss_metrics = accumulated_grads(params, batch, run=run, policy=policy, layout=layout)
         params, opt_state, norms = apply(params, opt_state, grads, optimizer)
         return (params, opt_state), loss_metrics | norms
 
@@ -131,40 +146,52 @@ def train_step(
 
 
 def single_shot(
-    state: TrainState, batch: Batch, *, run: RunConfig, policy: Any, optimizer: Any, geometry: bool
+    state: TrainState,
+    batch: Batch,
+    *,
+    run: RunConfig,
+    policy: Any,
+    optimizer: Any,
+    geometry: bool,
+    layout: Layout | None = None,
+    sketch: Sketch | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on the whole batch; the geometry comes from the loss's own hidden states."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        scores = _scores(run, policy, params, batch.rollouts)
+        scores = _scores(run, policy, params, batch.rollouts, layout=layout, sketch=sketch)
         seen: dict[str, Array] = {}
         advantages, entropy_range = batch.advantages, state.entropy_range
         if geometry:
             constant = jax.lax.stop_gradient(scores)
             now, entropy_range = track_entropy(constant.entropy, batch.rollouts, entropy_range)
-            gram = mini_batch_gram(run, policy, jax.lax.stop_gradient(params), batch.rollouts, constant)
+            gram = mini_batch_gram(run, policy, jax.lax.stop_gradient(params), batch.rollouts, constant, layout)
             entropy = (now, entropy_range[0], entropy_range[1])
             key = jax.random.split(salt_key(state), 1)[0]  # the first minibatch's
-            advantages, seen = observe_and_reweight(run, gram, advantages, batch.rollouts, key, entropy)
+            advantages, seen = observe_and_reweight(
+                run, gram, advantages, batch.rollouts, key, entropy, layout
+            )
         total, denominator, metrics = _loss(run, dataclasses.replace(batch, advantages=advantages), scores)
         scale = jnp.maximum(denominator, 1)
-        return total / scale, (finalize(metrics) | seen, entropy_range)
+        return total / scale, (finalize(metrics) | seen, entropy_range, scores.moment)
 
-    grads, (metrics, entropy_range) = jax.grad(loss, has_aux=True)(state.params)
+    grads, (metrics, entropy_range, moment) = jax.grad(loss, has_aux=True)(state.params)
     params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, entropy_range=entropy_range)
-    return state, metrics | norms
+    return with_basis(state, moment), metrics | norms
 
 
-def accumulated_grads(params: Any, batch: Batch, *, run: RunConfig, policy: Any) -> tuple[Any, dict[str, Array]]:
+def accumulated_grads(
+    params: Any, batch: Batch, *, run: RunConfig, policy: Any, layout: Layout | None = None
+) -> tuple[Any, dict[str, Array]]:
     """Gradient of one minibatch's loss, summed over microbatches and divided once by the whole denominator."""
-    size = bundle_size(run)
+    size = bundle_size(run, layout)
 
     def sums(bundles: Batch) -> tuple[Any, Array, dict[str, Any], dict[str, Any]]:
         part = unbundle(bundles)
 
         def loss(params: Any) -> tuple[Array, Any]:
-            scores = _scores(run, policy, params, part.rollouts, group_size=size)
+            scores = _scores(run, policy, params, part.rollouts, group_size=size, layout=layout)
             total, denominator, metrics = _loss(run, part, scores)
             return total, (denominator, metrics)
 
@@ -180,24 +207,38 @@ def accumulated_grads(params: Any, batch: Batch, *, run: RunConfig, policy: Any)
     return jax.tree.map(lambda g: g / scale, grads), finalize(LossMetrics(total, maxima))
 
 
-def harvest(run: RunConfig, policy: Any, params: Any, rollouts: RolloutBatch, *, with_hidden: bool) -> CompletionScores:
-    """Scores of the whole rollout batch without gradients, microbatch by microbatch."""
-    size = bundle_size(run)
+def harvest(
+    run: RunConfig,
+    policy: Any,
+    params: Any,
+    rollouts: RolloutBatch,
+    *,
+    with_hidden: bool = False,
+    layout: Layout | None = None,
+    sketch: Sketch | None = None,
+) -> tuple[CompletionScores, Array | None]:
+    """Scores of the whole rollout batch without gradients, microbatch by microbatch; and the sum of their moments.
+
+    What stays of each rollout for the geometry: (T, D) hidden states for an exact Gram, r numbers for a sketch.
+    """
+    size = bundle_size(run, layout)
     rows = run.minibatch_rows // run.learner.microbatches
 
-    def part(bundles: RolloutBatch) -> CompletionScores:
-        scores = _scores(run, policy, params, unbundle(bundles), group_size=size)
+    def part(bundles: RolloutBatch) -> tuple[CompletionScores, Array | None]:
+        scores = _scores(run, policy, params, unbundle(bundles), group_size=size, layout=layout, sketch=sketch)
         if not with_hidden:
             scores = scores._replace(hidden=None)
-        return bundle(scores, size)
+        return bundle(scores._replace(moment=None), size), scores.moment
 
-    over_parts = microbatching.microbatch(part, argnums=0, microbatch_size=rows // size, accumulator=CONCAT)
-    return jax.lax.stop_gradient(unbundle(over_parts(bundle(rollouts, size))))
+    over_parts = microbatching.microbatch(part, argnums=0, microbatch_size=rows // size, accumulator=(CONCAT, SUM))
+    scores, moment = jax.lax.stop_gradient(over_parts(bundle(rollouts, size)))
+    return unbundle(scores), moment
 
 
-def bundle_size(run: RunConfig) -> int:
-    """Rows that stay together in a microbatch and share one prompt: the most that divide both it and a group."""
-    return math.gcd(run.minibatch_rows // run.learner.microbatches, run.rollouts.rollouts_per_prompt)
+def bundle_size(run: RunConfig, layout: Layout | None = None) -> int:
+    """Rows that stay together in a microbatch, on one device, and share one prompt: the most that divide all three."""
+    shards = 1 if layout is None else layout.batch_shards
+    return math.gcd(run.minibatch_rows // run.learner.microbatches // shards, run.rollouts.rollouts_per_prompt)
 
 
 def split_minibatches(tree: Any, run: RunConfig) -> Any:
@@ -208,14 +249,23 @@ def split_minibatches(tree: Any, run: RunConfig) -> Any:
 
 
 def _scores(
-    run: RunConfig, policy: Any, params: Any, rollouts: RolloutBatch, group_size: int | None = None
+    run: RunConfig,
+    policy: Any,
+    params: Any,
+    rollouts: RolloutBatch,
+    *,
+    group_size: int | None = None,
+    layout: Layout | None = None,
+    sketch: Sketch | None = None,
 ) -> CompletionScores:
     return completion_scores(
         nnx.merge(policy, params),
         rollouts,
-        group_size=group_size or run.rollouts.rollouts_per_prompt,
+        group_size=group_size or bundle_size(run, layout),
         temperature=run.sampling.temperature,
         chunk_size=run.learner.vocab_chunk,
+        layout=layout,
+        sketch=sketch,
     )
 
 
@@ -249,6 +299,11 @@ def apply(
     return optax.apply_updates(params, updates), opt_state, norms
 
 
+def with_basis(state: TrainState, moment: Array | None) -> TrainState:
+    """The sketch's basis one round of subspace iteration further."""
+    return state if moment is None else dataclasses.replace(state, sketch_basis=orthonormal(moment))
+
+
 def finish(state: TrainState, run: RunConfig) -> TrainState:
     """Advances the counters."""
     consumed = state.consumed_prompts + run.rollouts.prompts_per_step
@@ -258,6 +313,11 @@ def finish(state: TrainState, run: RunConfig) -> TrainState:
 def salt_key(state: TrainState) -> Array:
     """What SALT's random variants draw from in this step; the sampler uses stream 0."""
     return jax.random.fold_in(state.step_key(), 1)
+
+
+def sketch_key(state: TrainState) -> Array:
+    """What the random projection of this step's sketch is made from."""
+    return jax.random.fold_in(state.step_key(), 2)
 
 
 def sampling_key(state: TrainState) -> Array:
@@ -302,7 +362,10 @@ def jit_train_step(
 ) -> Callable[[TrainState, RolloutBatch], tuple[TrainState, dict[str, Array]]]:
     """``train_step`` jitted with in and out shardings on ``mesh``; the state is donated."""
     shardings = tree_shardings(state, mesh)
-    step = functools.partial(train_step, run=run, policy=policy, optimizer=optimizer, measure=measure)
+    layout = mesh_layout(mesh, vocabulary(state.params))
+    step = functools.partial(
+        train_step, run=run, policy=policy, optimizer=optimizer, measure=measure, layout=layout
+    )
     return jax.jit(
         step,
         in_shardings=(shardings, batch_sharding(mesh)),

@@ -13,12 +13,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Task, solution_batches
 from salt_jax.training.config import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
-from salt_jax.training.state import TrainState, make_optimizer
+from salt_jax.training.sharding import layout as mesh_layout
+from salt_jax.training.state import TrainState, make_optimizer, vocabulary
 from salt_jax.training.step import apply
 
 Array = jax.Array
@@ -46,7 +48,13 @@ def warm_start_batches(run: RunConfig, task: Task) -> Any:
 
 
 def warm_start_step(
-    state: TrainState, batch: dict[str, Array], *, run: RunConfig, policy: Any, optimizer: Any
+    state: TrainState,
+    batch: dict[str, Array],
+    *,
+    run: RunConfig,
+    policy: Any,
+    optimizer: Any,
+    layout: Layout | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One supervised step: L = −Σ log π(solution token) / tokens, at temperature 1. Pure.
 
@@ -56,6 +64,7 @@ def warm_start_step(
       run: the checked configuration.
       policy: static part of the model.
       optimizer: from ``warm_start_optimizer``.
+      layout: where rows and parameters lie on a mesh; None on one device.
 
     Returns:
       The state after the step; ``loss`` in nats a token and ``grad_norm``.
@@ -75,7 +84,7 @@ def warm_start_step(
 
     def loss(params: Any) -> Array:
         scores = completion_scores(
-            nnx.merge(policy, params), rollouts, group_size=1, chunk_size=run.learner.vocab_chunk
+            nnx.merge(policy, params), rollouts, group_size=1, chunk_size=run.learner.vocab_chunk, layout=layout
         )
         mask = rollouts.completion_mask
         return -jnp.sum(jnp.where(mask, scores.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
@@ -90,8 +99,9 @@ def jit_warm_start_step(
 ) -> Callable[[TrainState, dict[str, Any]], tuple[TrainState, dict[str, Array]]]:
     """``warm_start_step`` jitted with in and out shardings; batches may be NumPy; the state is donated."""
     shardings, batch_at = tree_shardings(state, mesh), batch_sharding(mesh)
+    layout = mesh_layout(mesh, vocabulary(state.params))
     step = jax.jit(
-        functools.partial(warm_start_step, run=run, policy=policy, optimizer=optimizer),
+        functools.partial(warm_start_step, run=run, policy=policy, optimizer=optimizer, layout=layout),
         in_shardings=(shardings, batch_at),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,

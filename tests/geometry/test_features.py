@@ -33,6 +33,16 @@ def compiled(route: str, chunk_size: int = 64, length_normalize: bool = True):
     return jax.jit(functools.partial(function, chunk_size=chunk_size, length_normalize=length_normalize))
 
 
+@pytest.mark.parametrize("route", ["features", "pairs"])
+@pytest.mark.parametrize("softmax", [True, False])
+def test_both_routes_match_explicit_features(route, softmax):
+    inputs, function = example(), geometry.lm_head_gram if softmax else geometry.taken_token_gram
+    for chunk_size in (3, None):
+        got = jax.jit(functools.partial(function, route=route, chunk_size=chunk_size))(*inputs)
+        rows = reference.features(*inputs, softmax=softmax)
+        np.testing.assert_allclose(got, reference.gram(rows), **TOLERANCE)
+
+
 @pytest.mark.parametrize("chunk_size", CHUNKS)
 @pytest.mark.parametrize(("temperature", "length_normalize"), [(1.0, True), (0.6, False)])
 def test_lm_head_gram_matches_explicit_features(chunk_size, temperature, length_normalize):
@@ -169,8 +179,8 @@ def test_no_array_of_rollouts_times_vocabulary(route):
     m, t, h, v, chunk = 6, 5, 4, 60, 12
     shapes = (jnp.zeros((m, t, h)), jnp.zeros((h, v)), jnp.zeros((m, t), int), jnp.ones((m, t)))
     run = lambda size: jax.make_jaxpr(functools.partial(getattr(geometry, route), chunk_size=size))(*shapes)
-    assert largest_array(run(chunk)) == m * chunk * max(t, h)
-    assert largest_array(run(v)) == m * v * max(t, h)  # the walker does see what it looks for
+    assert largest_array(run(chunk)) == m * chunk * h  # not m · chunk · T: residuals come in blocks of rollouts
+    assert largest_array(run(v)) == m * v * h  # the walker does see what it looks for
 
 
 @pytest.mark.parametrize(
@@ -182,12 +192,50 @@ def test_no_array_of_rollouts_times_vocabulary(route):
         ({"temperature": 0}, "temperature must be finite and > 0, got 0"),
         ({"chunk_size": -1}, "chunk_size must be a positive integer, got -1"),
         ({"log_normalizer": jnp.zeros(M)}, r"log_normalizer \(4,\) must have the shape of"),
+        ({"chunk_size": 2.5}, "chunk_size must be a positive integer, got 2.5"),
+        ({"memory_budget": 0}, "memory_budget must be a positive integer, got 0"),
+        ({"memory_budget": 100}, "memory_budget = 100 bytes is too small for m = 4, T = 3, H = 2: 8 vocabulary"),
+        ({"route": "fast"}, "route must be one of auto, features, pairs, got 'fast'"),
+        ({"accumulation_dtype": jnp.float16}, "accumulation_dtype must be float32, .* got float16"),
+        ({"accumulation_dtype": jnp.bfloat16}, "accumulation_dtype must be float32, .* got bfloat16"),
+        ({"accumulation_dtype": jnp.float64}, "float64 with jax_enable_x64"),
     ],
 )
 def test_lm_head_gram_errors(change, message):
     arguments = dict(zip(("hidden", "lm_head", "targets", "mask"), example(), strict=True)) | change
     with pytest.raises(ValueError, match=message):
-        geometry.lm_head_gram(**arguments)
+        jax.eval_shape(lambda: geometry.lm_head_gram(**arguments))  # while tracing: nothing is compiled
+
+
+def test_bfloat16_states_are_multiplied_as_they_are_and_summed_in_float32():
+    hidden, lm_head, targets, mask = example()
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+    for route in ("features", "pairs"):
+        run = functools.partial(geometry.lm_head_gram, route=route, chunk_size=3)
+        got = jax.jit(run)(hidden, lm_head, targets, mask)
+        assert got.dtype == jnp.float32
+        head = lm_head.astype(jnp.bfloat16).astype(np.float32)  # the policy's logits are of a bfloat16 head too
+        rows = reference.features(np.asarray(hidden, np.float32), head, targets, mask)
+        expected = reference.gram(rows)
+        # Residuals and features are rounded once each, to 2^-9 of their size; the sums are not.
+        np.testing.assert_allclose(got, expected, atol=4 * 2.0**-9 * np.diagonal(expected).max())
+        assert np.abs(got - expected).max() > 1e-5  # it did run in bfloat16
+        text = str(jax.make_jaxpr(run)(hidden, lm_head, targets, mask))
+        products = [line for line in text.splitlines() if " = dot_general[" in line]
+        assert products, text
+        assert not any("bf16" in line.partition(" = ")[0] for line in products)
+
+
+def test_float64_where_it_is_enabled():
+    hidden, lm_head, targets, mask = example()
+    expected = reference.gram(reference.features(hidden, lm_head, targets, mask))
+    with jax.enable_x64(True):
+        got = geometry.lm_head_gram(
+            hidden.astype(np.float64), lm_head.astype(np.float64), targets, mask, accumulation_dtype=np.float64
+        )
+        assert got.dtype == np.float64
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
 
 
 def test_on_policy_score_features_are_nearly_orthogonal_where_taken_token_features_are_not():

@@ -13,7 +13,8 @@ from ml_collections import config_dict
 from configs import arithmetic, base
 from salt_jax.objective import AGGREGATIONS
 from salt_jax.objective.advantages import ESTIMATORS
-from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.attention import ATTENTION
+from salt_jax.policy.layers import REMAT, TransformerConfig
 from salt_jax.salt import VARIANTS
 from salt_jax.tasks import TASKS
 from salt_jax.training.config import FEATURES, SCHEDULES, ConfigError, RunConfig, parse
@@ -131,7 +132,8 @@ def test_wrong_types(key, value, allowed):
         ("objective.kl_estimator", "k4", ("k2", "k3")), ("salt.variant", "slat", VARIANTS),
         ("salt.feature", "head", FEATURES), ("salt.scope", "batch", ("mini_batch", "group")),
         ("optimizer.schedule", "step", SCHEDULES), ("task.name", "chess", TASKS), ("task.name", ["arithmetic"], TASKS),
-        ("policy.compute_dtype", "float16", ("float32", "bfloat16")),
+        ("policy.compute_dtype", "float16", ("float32", "bfloat16")), ("policy.remat", "all", REMAT),
+        ("policy.attention", "flash", ATTENTION),
     ],
 )  # fmt: skip
 def test_unknown_names(key, value, allowed):
@@ -155,6 +157,7 @@ def test_unknown_names(key, value, allowed):
         ("salt.scope", "9" * 5000), ("salt.rho", 10**400),
         ("salt.subset", "("), ("salt.subset_microbatch", 0), ("salt.measure_every", -1),
         ("learner.minibatches", 0), ("learner.epochs", 0), ("learner.microbatches", 0), ("learner.vocab_chunk", 0),
+        ("learner.length_buckets", 0), ("learner.prompt_buckets", -1),
         ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("inf")), ("optimizer.b1", 1.0),
         ("optimizer.b2", -0.1), ("optimizer.eps", 0.0), ("optimizer.clip_norm", -1.0), ("optimizer.warmup_steps", -1),
         ("optimizer.weight_decay", float("nan")), ("warm_start.batch_size", 0), ("evaluation.problems", 0),

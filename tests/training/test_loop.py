@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from configs import arithmetic
-from salt_jax.training import loop, workdir
+from salt_jax.training import generation, loop, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError
 from salt_jax.training.metrics import NonFiniteError
@@ -120,9 +120,37 @@ def test_a_policy_that_explodes_stops_the_run(finished, tmp_path):
     assert Path(checkpoint).is_dir()
 
 
+def test_the_update_gets_no_more_columns_than_the_longest_row_needs(tmp_path, monkeypatch):
+    shapes = []
+
+    def recording(*arguments, **options):
+        step = jit_train_step(*arguments, **options)
+
+        def call(state, rollouts):
+            longest = (int(mask.sum(axis=1).max()) for mask in (rollouts.prompt_mask, rollouts.completion_mask))
+            shapes.append((*longest, rollouts.prompt_length, rollouts.completions.shape[1]))
+            return step(state, rollouts)
+
+        return call
+
+    jit_train_step = loop.jit_train_step
+    monkeypatch.setattr(loop, "jit_train_step", recording)
+    train(tiny(sampling__max_prompt_length=12, learner__prompt_buckets=12, warm_start__steps=0), tmp_path / "run")
+    assert len(shapes) == STEPS
+    for prompt, completion, prompt_columns, completion_columns in shapes:
+        assert prompt == prompt_columns < 12
+        assert completion_columns == generation.bucket_length(completion, 3, 4)
+
+
 def test_a_solution_longer_than_the_limit_is_found_first(tmp_path):
     with pytest.raises(ConfigError, match="max_new_tokens"):
         train(tiny(sampling__max_new_tokens=1), tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attention_kernel_of_another_backend_is_found_first(tmp_path):
+    with pytest.raises(ConfigError, match="^config.policy.attention = 'splash' needs a tpu, .* on cpu; allowed: seg"):
+        train(tiny(policy__attention="splash"), tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,10 +13,13 @@ from salt_jax.policy.sampler import sample
 from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
 from salt_jax.training.config import OptimizerConfig
+from salt_jax.training.reweighting import first_basis
 from salt_jax.training.sharding import batch_sharding, make_mesh, path_of, replicated, tree_shardings
 from tests import training_setup as setup
 
 EIGHT = {"sampling.prompts_per_step": 8}
+EXACT, OFF = {"salt.enabled": True}, {"salt.enabled": False}
+SKETCH = {"salt.feature": "lm_head_sketch", "salt.rank_vocab": 8, "salt.rank_hidden": 4}
 MESHES = {"data=2,fsdp=2,tensor=2": (2, 2, 2), "data=8": (8, 1, 1)}
 
 
@@ -33,8 +36,8 @@ def test_where_parameters_and_moments_live():
     specs = by_path(tree_shardings(state, make_mesh()))
     column, row = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor", "fsdp")
     expected = {
-        "embedding": PartitionSpec(None, "fsdp"),
-        "head": PartitionSpec("fsdp", None),
+        "embedding": PartitionSpec("tensor", "fsdp"),
+        "head": PartitionSpec("fsdp", "tensor"),
         "final_norm": PartitionSpec(),
         **{f"layers/{name}": column for name in ("q", "k", "v", "gate", "up")},
         **{f"layers/{name}": row for name in ("o", "down")},
@@ -65,7 +68,11 @@ def test_shards_are_pieces():
     placed = jax.device_put(params, tree_shardings(params, mesh))
     assert placed["layers"]["q"].addressable_shards[0].data.shape == (2, 4, 4)  # of (2, 8, 8)
     assert placed["layers"]["down"].addressable_shards[0].data.shape == (2, 6, 4)  # of (2, 12, 8)
+    assert placed["embedding"].addressable_shards[0].data.shape == (6, 4)  # of (12, 8)
+    odd = {"embedding": jnp.zeros((11, 8)), "head": jnp.zeros((8, 11))}  # 2 does not divide 11
+    placed = jax.device_put(odd, tree_shardings(odd, mesh))
     assert placed["embedding"].addressable_shards[0].data.shape == (11, 4)
+    assert placed["head"].addressable_shards[0].data.shape == (4, 11)
     rows = jax.device_put(jnp.zeros((8, 3)), batch_sharding(mesh))
     assert rows.addressable_shards[0].data.shape == (2, 3)
     assert jax.device_put(rows, replicated(mesh)).addressable_shards[0].data.shape == (8, 3)
@@ -73,17 +80,20 @@ def test_shards_are_pieces():
 
 @pytest.mark.mesh
 @pytest.mark.parametrize(
-    ("mesh", "enabled", "microbatches"),
-    [((2, 2, 2), True, 1), ((2, 2, 2), False, 2), ((8, 1, 1), True, 2), ((8, 1, 1), False, 1)],
-    ids=["2x2x2-salt", "2x2x2-grpo-accumulated", "8-salt-accumulated", "8-grpo"],
-)
-def test_eight_devices_equal_one(mesh, enabled, microbatches):
-    settings = EIGHT | {"salt.enabled": enabled}
+    ("mesh", "salt", "microbatches"),
+    [((2, 2, 2), EXACT, 1), ((2, 2, 2), OFF, 2), ((8, 1, 1), EXACT, 2), ((8, 1, 1), OFF, 1), ((2, 2, 2), SKETCH, 2),
+     ((1, 4, 2), SKETCH, 1)],
+    ids=["2x2x2-salt", "2x2x2-grpo-accumulated", "8-salt-accumulated", "8-grpo", "2x2x2-sketch-accumulated",
+         "1x4x2-sketch"],
+)  # fmt: skip
+def test_eight_devices_equal_one(mesh, salt, microbatches):
+    settings = EIGHT | salt
     single, expected = setup.run_step(settings)  # in one part: test_step.py shows that parts do not matter
     mesh = make_mesh(*mesh)
     run = setup.tiny_run(settings | {"learner.microbatches": microbatches})
-    state = setup.initial_state()
-    step = step_lib.jit_train_step(run, setup.policy_and_params(run.policy)[0], setup.OPTIMIZER, mesh, state)
+    state = setup.initial_state().replace(sketch_basis=first_basis(run))
+    policy = state_lib.make_policy(run.policy, mesh)
+    step = step_lib.jit_train_step(run, policy, setup.OPTIMIZER, mesh, state)
     placed = jax.device_put(jax.tree.map(jnp.copy, state), tree_shardings(state, mesh))
     batch = jax.device_put(setup.rollouts(8), batch_sharding(mesh))
     step = step.lower(placed, batch).compile(compiler_options=setup.FAST_COMPILE)

@@ -9,6 +9,7 @@ import pytest
 
 from salt_jax.objective.objective import loss as policy_objective
 from salt_jax.training import step as step_lib
+from salt_jax.training.reweighting import first_basis
 from salt_jax.training.sharding import make_mesh
 from tests import training_setup as setup
 from tests.reference import geometry as geometry_reference
@@ -33,11 +34,13 @@ SETTINGS = {
         "objective.kl_coef": 0.1, "salt.variant": "entropy_alpha",
     },
     "8 rollouts, permuted": {"salt.scope": "8", "salt.variant": "permuted"},
+    "sketch": {"salt.feature": "lm_head_sketch", "salt.rank_vocab": 8, "salt.rank_hidden": 4},
 }  # fmt: skip
-GROUP, PER_ROLLOUT, PERMUTED = list(SETTINGS)[2:]
+GROUP, PER_ROLLOUT, PERMUTED, SKETCH = list(SETTINGS)[2:]
 # Parts of 8 rows, of 4 (a group), of 2 and of 1.
 MICROBATCHES = [
     ("salt", 2), ("salt", 8), ("grpo, seq_mean_token_mean", 8), (GROUP, 4), (PER_ROLLOUT, 16), (PERMUTED, 8),
+    (SKETCH, 8),
 ]  # fmt: skip
 
 
@@ -71,6 +74,8 @@ def test_microbatches_change_nothing(name, microbatches):
     assert same_bits(parts[0].step, whole[0].step)
     if settings.get("salt.enabled", True):
         np.testing.assert_allclose(parts[0].entropy_range, whole[0].entropy_range, rtol=1e-5)
+    if name == SKETCH:
+        np.testing.assert_allclose(parts[0].sketch_basis, whole[0].sketch_basis, atol=1e-5)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -298,6 +303,26 @@ def test_a_batch_without_any_grade_gives_no_gradient(name):
     assert all(np.isfinite(value).all() for value in metrics.values())
 
 
+# dr_grpo divides by the length limit of the configuration, not by the batch's
+TRIMMED = ["salt", PER_ROLLOUT, "salt in microbatches"]
+
+
+@pytest.mark.parametrize("name", TRIMMED)
+def test_trimming_columns_of_padding_changes_nothing(name):
+    settings = SETTINGS.get(name, {"learner.microbatches": 2})
+    run, batch = tiny_run(settings), rollouts()
+    start = initial_state(run.objective.kl_coef > 0)
+    # a batch without the longest prompts and completions: prompts of 2 tokens, completions of 3 at most
+    batch = batch.replace(
+        prompt_mask=batch.prompt_mask.at[:, 0].set(False),
+        completion_mask=batch.completion_mask.at[:, 3].set(False),
+    )
+    assert int(batch.completion_mask.sum(axis=1).max()) == 3
+    whole, trimmed = (run_step(settings, state=start, batch=b) for b in (batch, batch.trimmed(2, 3)))
+    assert trimmed[1].keys() == whole[1].keys()
+    assert_same_step(trimmed, whole)
+
+
 def test_reward_metrics_equal_loops():
     batch = rollouts()
     batch = batch.replace(
@@ -355,21 +380,41 @@ def test_random_variants_draw_anew_each_step_and_the_same_in_the_same_step():
     assert same_bits(run_step(settings), run_step(settings))
     later = run_step(settings, state=start.replace(step=start.step + 1))[0]
     assert largest_difference(later.params, run_step(settings)[0].params) > 1e-3
-    bits = [jax.random.key_data(key(start)) for key in (step_lib.salt_key, step_lib.sampling_key)]
-    assert not np.array_equal(*bits)
+
+
+def test_a_sketch_that_projects_nothing_is_the_exact_step():
+    covering = {"salt.feature": "lm_head_sketch", "salt.rank_vocab": 100, "salt.rank_hidden": 100}
+    assert_same_step(run_step(covering), run_step())
+    assert run_step(covering)[0].sketch_basis is None
+
+
+def test_the_basis_of_a_sketch_turns_to_the_hidden_states_and_its_signs_are_new_each_step():
+    settings = SETTINGS[SKETCH]
+    start = initial_state().replace(sketch_basis=first_basis(tiny_run(settings)))
+    first = run_step(settings, state=start)
+    assert same_bits(first, run_step(settings, state=start))
+    assert largest_difference(first[0].sketch_basis, start.sketch_basis) > 0.1
+    basis = np.asarray(first[0].sketch_basis, float)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-5)
+    later = run_step(settings, state=start.replace(step=start.step + 1))
+    assert abs(later[1]["salt/participation_ratio"] - first[1]["salt/participation_ratio"]) > 1e-4
+    bits = [jax.random.key_data(f(start)) for f in (step_lib.salt_key, step_lib.sampling_key, step_lib.sketch_key)]
+    assert len({tuple(np.asarray(b).tolist()) for b in bits}) == 3
 
 
 @pytest.mark.parametrize(
     ("settings", "measure"),
     [({}, False), ({"learner.microbatches": 2, "objective.kl_coef": 0.1}, False), (OFF, True),
-     ({"salt.feature": "taken_token"}, False), ({"salt.feature": "per_rollout", "salt.subset_microbatch": 1}, False)],
-    ids=["salt", "accumulated", "measured", "taken_token", "per_rollout"],
+     ({"salt.feature": "taken_token"}, False),
+     ({"salt.feature": "lm_head_sketch", "salt.rank_vocab": 40, "learner.microbatches": 2}, False),
+     ({"salt.feature": "per_rollout", "salt.subset_microbatch": 1}, False)],
+    ids=["salt", "accumulated", "measured", "taken_token", "sketch", "per_rollout"],
 )  # fmt: skip
 def test_no_array_of_all_logits(settings, measure):
     vocab_size = 2000
 
     def program(chunk):
-        run = tiny_run(settings | {"learner.vocab_chunk": chunk})
+        run = tiny_run(settings | {"learner.vocab_chunk": chunk, "salt.vocab_chunk": chunk})
         run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, vocab_size=vocab_size))
         state = jax.eval_shape(
             lambda params: setup.state_lib.init_state(params, setup.OPTIMIZER, jax.random.key(0), keep_reference=True),

@@ -1,0 +1,235 @@
+"""Attention of the training forward and of the prefill: four implementations of one function, chosen by configuration.
+
+Every implementation takes (q, k, v, mask, prompt_kv, *, mesh) and returns an array like q:
+
+  q: (B, K, T, R, C) of prompts or (B, K, G, T, R, C) of completions; rotated, and scaled by 1/sqrt(C) already.
+  k, v: (B, K, T, C) or (B, K, G, T, C), of the same tokens.
+  mask: (B, P) bool, true on real prompt tokens, which come last; P = T for prompts.
+  prompt_kv: None for prompts. For completions the keys and values (B, K, P, C) of each group's prompt.
+  mesh: the mesh the step runs on, or None for one device; see ``splash``.
+
+Token t sees the tokens of its own row up to and including itself, a completion also its prompt, none sees padding.
+What comes out for a padding token is finite and has no meaning. Decoding has its own path, over its cache.
+
+Shape letters: B groups, G rollouts a group, N = B·G rows, P prompt, T query, S key tokens, K key/value heads,
+R query heads per key/value head, C head width.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+Array = jax.Array
+MASKED = -1e30  # finite, so that a row without any key gives a uniform softmax instead of NaN
+BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"  # of the mesh, as training/sharding.py names them
+LANES, LARGEST_BLOCK = 128, 512  # tokens: what a block of the splash kernel is a multiple of, and at most
+
+
+def attend(scores_and_values: list[tuple[Array, Array, str]], dtype: Any) -> Array:
+    """One softmax over several key segments: list of (scores (..., keys), values, einsum) -> Σ softmax·values."""
+    top = jnp.max(scores_and_values[0][0], axis=-1, keepdims=True)
+    for scores, _, _ in scores_and_values[1:]:
+        top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+    top = jax.lax.stop_gradient(top)
+    total: Any = 0.0
+    out: Any = 0.0
+    for scores, values, equation in scores_and_values:
+        weights = jnp.exp(scores - top)
+        part_sum = jnp.sum(weights, axis=-1, keepdims=True)
+        part = jnp.einsum(equation, weights.astype(dtype), values, preferred_element_type=jnp.float32)
+        total, out = total + part_sum, out + part
+    return (out / total).astype(dtype)
+
+
+def prompt_segment(keys: str, values: str, q: Array, prompt_kv: Any, mask: Array) -> tuple[Array, Array, str]:
+    """The prompt as a segment for ``attend``; ``keys`` and ``values`` are the einsums of its two products."""
+    scores = jnp.einsum(keys, q, prompt_kv[0], preferred_element_type=jnp.float32)
+    allowed = jnp.reshape(mask, (mask.shape[0],) + (1,) * (scores.ndim - 2) + (mask.shape[1],))
+    return jnp.where(allowed, scores, MASKED), prompt_kv[1], values
+
+
+def segments(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None) -> Array:
+    """Two key segments under one softmax: a prompt's keys are read where they lie, once a group.
+
+    Holds the scores, (B, K, G, T, R, P + T) float32; runs anywhere, in any dtype. XLA partitions it by itself.
+    """
+    length = q.shape[-3]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    if prompt_kv is None:
+        allowed = causal[None, None, :, None, :] & mask[:, None, None, None, :]  # (B, 1, P, 1, P)
+        scores = jnp.einsum("bktrc,bkuc->bktru", q, k, preferred_element_type=jnp.float32)
+        return attend([(jnp.where(allowed, scores, MASKED), v, "bktru,bkuc->bktrc")], q.dtype)
+    own = jnp.einsum("bkgtrc,bkguc->bkgtru", q, k, preferred_element_type=jnp.float32)
+    return attend(
+        [
+            prompt_segment("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, mask),
+            (jnp.where(causal[None, None, None, :, None, :], own, MASKED), v, "bkgtru,bkguc->bkgtrc"),
+        ],
+        q.dtype,
+    )
+
+
+def as_rows(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any) -> tuple[Array, Array, Array, Array]:
+    """Whole rows for the fused kernels: q (N, K·R, T, C), k and v (N, K, S, C), and which keys are real (N, S).
+
+    The keys of a completion's row are its prompt's and its own: S = P + T, and query t is the token of key S − T + t.
+    """
+    if prompt_kv is None:  # prompts: groups of one row
+        q, k, v = (jnp.expand_dims(x, 2) for x in (q, k, v))
+    batch, heads, group, length, per_head, c = q.shape
+    rows = batch * group
+    q = jnp.reshape(jnp.transpose(q, (0, 2, 1, 4, 3, 5)), (rows, heads * per_head, length, c))
+    k, v = (jnp.reshape(jnp.moveaxis(x, 2, 1), (rows, heads, length, c)) for x in (k, v))
+    if prompt_kv is None:
+        return q, k, v, mask
+
+    def spread(x: Array) -> Array:
+        return jnp.reshape(jnp.broadcast_to(x[:, None], (batch, group, *x.shape[1:])), (rows, *x.shape[1:]))
+
+    k, v = (jnp.concatenate([spread(before), own], axis=2) for before, own in zip(prompt_kv, (k, v), strict=True))
+    return q, k, v, jnp.concatenate([spread(mask), jnp.ones((rows, length), bool)], axis=1)
+
+
+def from_rows(out: Array, like: Array) -> Array:
+    """(N, K·R, T, C) -> the shape of ``like``, the q that ``as_rows`` was given."""
+    heads, length, per_head, c = like.shape[1], *like.shape[-3:]
+    out = jnp.reshape(out, (like.shape[0], -1, heads, per_head, length, c))  # (B, G, K, R, T, C)
+    return jnp.reshape(jnp.transpose(out, (0, 2, 1, 4, 3, 5)), like.shape)
+
+
+def dot_product(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
+                implementation: Any) -> Array:
+    """``jax.nn.dot_product_attention`` over whole rows; 'cudnn' is flash attention on NVIDIA GPUs, bfloat16 only.
+
+    Its causal mask lets query i see keys 0 to i, so a row is turned until its first real token is number 0, with
+    its length given, and has a (zero) query for each token of the prompt whose result is dropped. That is P²/2
+    more scores a row and head than ``segments``, and one copy of the prompt's keys a row. An odd row gets one
+    more token of padding: cuDNN's gradient, as JAX calls it, wants an even length. XLA partitions it.
+
+    Raises:
+      NotImplementedError: by JAX, while tracing, where cuDNN is missing or too old for the shapes.
+    """
+    asked = q
+    q, k, v, real = as_rows(q, k, v, mask, prompt_kv)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # (N, tokens, heads, C)
+    queries, keys = q.shape[1], k.shape[1] + k.shape[1] % 2
+    q, k, v, real = (_pad_front(x, keys) for x in (q, k, v, real))
+    padding = keys - jnp.sum(real, axis=1, dtype=jnp.int32)  # the first keys of a row
+
+    def turn(x: Array, by: Array) -> Array:
+        index = (jnp.arange(x.shape[1])[None] + by[:, None]) % x.shape[1]
+        return jnp.take_along_axis(x, index[:, :, None, None], axis=1)
+
+    lengths = jnp.maximum(keys - padding, 1)  # a row of padding alone must not be empty
+    out = jax.nn.dot_product_attention(
+        *(turn(x, padding) for x in (q, k, v)), scale=1.0, is_causal=True, implementation=implementation,
+        query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+    )  # fmt: skip
+    out = turn(out, -padding)[:, keys - queries :]
+    out = jnp.where(real[:, keys - queries :, None, None], out, 0)  # padding: whatever the kernel left there
+    return from_rows(jnp.swapaxes(out, 1, 2), asked)
+
+
+def splash(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
+           interpret: bool = False) -> Array:
+    """JAX's splash attention, a flash kernel for TPUs: blocks that the causal mask hides are not computed.
+
+    Rows are padded to multiples of 128 tokens. The compiler cannot partition a kernel, so on a mesh it runs under
+    ``jax.shard_map``: rows split over ``data`` and ``fsdp``, heads over ``tensor``, which divides K. Rows that the
+    batch axes do not divide (a microbatch with fewer prompts than devices) are computed on all of those devices.
+
+    Args:
+      q, k, v, mask, prompt_kv, mesh: as in the module's docstring.
+      interpret: run the kernel as plain JAX operations, on any backend; for tests.
+    """
+    # imported here: it takes a while, and only TPUs need it
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    asked = q
+    q, k, v, real = as_rows(q, k, v, mask, prompt_kv)
+    (queries, block_q), (keys, block_kv) = (_blocks(x.shape[2]) for x in (q, k))
+    sizes = splash_attention.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q, block_kv_dq=block_kv,
+    )  # fmt: skip
+    causal = splash_attention.CausalMask((queries, keys), offset=k.shape[2] - q.shape[2])
+
+    def on_one_device(q: Array, k: Array, v: Array, real: Array) -> Array:
+        kernel = splash_attention.make_splash_mha(
+            splash_attention.MultiHeadMask([causal] * q.shape[1]),
+            block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret,
+        )  # fmt: skip
+        of_queries = jnp.ones(queries, jnp.int32)
+
+        def row(q: Array, k: Array, v: Array, real: Array) -> Array:
+            # a query attends to the keys of its own segment: all queries are in segment 1, padding keys in 0
+            return kernel(q, k, v, segment_ids=splash_attention.SegmentIds(of_queries, real.astype(jnp.int32)))
+
+        return jax.vmap(row)(q, k, v, real)
+
+    def pad(x: Array, to: int, axis: int) -> Array:
+        return jnp.pad(x, [(0, to - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+    arguments = pad(q, queries, 2), pad(k, keys, 2), pad(v, keys, 2), pad(real, keys, 1)
+    if mesh is None:
+        out = on_one_device(*arguments)
+    else:
+        rows = axes_that_divide(q.shape[0], mesh)
+        split = PartitionSpec(rows, HEAD_AXIS)
+        specs = (split, split, split, PartitionSpec(rows))
+        out = jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)(*arguments)
+    return from_rows(out[:, :, : asked.shape[-3]], asked)
+
+
+def _pad_front(x: Array, tokens: int) -> Array:
+    """(N, ...) -> (N, tokens, ...), zeros or False first."""
+    return jnp.pad(x, ((0, 0), (tokens - x.shape[1], 0), *((0, 0),) * (x.ndim - 2)))
+
+
+def _blocks(tokens: int) -> tuple[int, int]:
+    """Padded length, the next multiple of 128, and the largest block that divides it."""
+    padded = -(-tokens // LANES) * LANES
+    return padded, math.gcd(padded, LARGEST_BLOCK)
+
+
+def axes_that_divide(rows: int, mesh: Mesh) -> tuple[str, ...]:
+    """The batch axes of the mesh, less the last ones where together they do not divide the rows."""
+    axes: tuple[str, ...] = BATCH_AXES
+    while rows % math.prod(mesh.shape[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
+
+
+ATTENTION: dict[str, Callable[..., Array]] = {
+    "segments": segments,
+    "xla": functools.partial(dot_product, implementation="xla"),
+    "cudnn": functools.partial(dot_product, implementation="cudnn"),
+    "splash": splash,
+}
+BACKENDS = {"cudnn": "gpu", "splash": "tpu"}  # where a kernel runs; the others run anywhere
+
+
+def check_backend(attention: str, backend: str) -> None:
+    """ValueError if ``attention`` has no kernel for ``backend``, as ``jax.default_backend()`` names it.
+
+    Not asked by the model: compiling ahead of time for another machine must be able to choose any.
+
+    Example:
+      >>> check_backend("splash", "cpu")
+      Traceback (most recent call last):
+      ValueError: attention = 'splash' needs a tpu, this process computes on cpu; allowed: segments, xla
+    """
+    if BACKENDS.get(attention, backend) != backend:
+        allowed = ", ".join(name for name in ATTENTION if BACKENDS.get(name, backend) == backend)
+        needs = BACKENDS[attention]
+        raise ValueError(
+            f"attention = {attention!r} needs a {needs}, this process computes on {backend}; allowed: {allowed}"
+        )
