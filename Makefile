@@ -29,7 +29,7 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help train test slow lint ruff mypy notebook bench lock hooks setup clean
+.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch lock hooks setup clean
 .DEFAULT_GOAL := help
 
 help:  ## these lines
@@ -59,13 +59,30 @@ notebook: $(STAMP)  ## execute the notebooks in their small form
 bench: $(STAMP)  ## seconds per training step, SALT off and on
 	$(RUN) experiments.benchmarks.step_time
 
+# What the numbers in experiments/benchmarks/results and the plots in docs/ come from. TORCH is a Python that has torch.
+TORCH   ?= $(BIN)/python
+RESULTS ?= experiments/benchmarks/results
+
+gram: $(STAMP)  ## time and memory of every route to the Gram matrix
+	$(RUN) experiments.benchmarks.gram --torch $(TORCH) --json $(RESULTS)/gram_cpu.json
+
+overhead: $(STAMP)  ## what SALT adds to a training step: off, exact, sketch
+	$(RUN) experiments.benchmarks.salt_overhead --json $(RESULTS)/salt_overhead_cpu.json
+
+scaling: $(STAMP)  ## how time and memory grow with rollouts, tokens, vocabulary and devices
+	$(RUN) experiments.benchmarks.scaling --json $(RESULTS)/scaling_cpu.json --plot docs/scaling.png
+
+sketch: $(STAMP)  ## what the sketch loses, over its ranks
+	$(RUN) experiments.benchmarks.sketch_error --json $(RESULTS)/sketch_error.json --plot docs/sketch_error.png
+
 hooks: $(STAMP)  ## run ruff and mypy at every git commit
 	$(RUN) pre_commit install
 
 # One lock for every platform and Python version: versions and markers, no addresses. LOCK=--upgrade takes newer ones.
+LOCKED := cuda tpu hf math gym dev  # not bench: torch, for one benchmark
 lock: $(BIN)/python  ## write constraints.txt anew after dependencies changed in pyproject.toml
 	$(PIP) install --quiet uv
-	$(RUN) uv pip compile pyproject.toml --quiet --universal --all-extras --python-version 3.11 \
+	$(RUN) uv pip compile pyproject.toml --quiet --universal $(LOCKED:%=--extra %) --python-version 3.11 \
 	  --fork-strategy requires-python --no-emit-index-url --no-annotate \
 	  --custom-compile-command "make lock" $(LOCK) --output-file constraints.txt
 

@@ -1,25 +1,26 @@
 """Seconds per whole training step (sample, reward on the host, update), SALT off and on, at the peers' shape.
 
-    python -m experiments.benchmarks.step_time [--steps=30] [--json=FILE] [--tunix PYTHON SCRIPT]
+    python -m experiments.benchmarks.step_time [--steps=30] [--json=FILE] [--peer NAME PYTHON SCRIPT]...
 
 8 prompts x 8 rollouts, prompt 32, completion 64 tokens; Qwen2-like, 2 layers, width 128, 4 heads, 2 key/value
 heads, MLP 384, vocabulary 512, tied, float32: 459,904 parameters; Adam 3e-3, one update a step; the reward is the
 share of characters below code point 128. The two arms take turns step by step, so that both see the same machine.
 
-``--tunix`` runs a peer's script with its own interpreter, in turns with this one (ours, peer, ours, peer), and
-prints the ratio of medians. The script prints "steady SECONDS s/step"; it gets the number of steps as argument.
+``--peer``, which may be repeated, runs another library's script with its own interpreter, in turns with this one (ours,
+each peer, ours, …), and prints the ratios of medians. The script prints "steady SECONDS s/step"; it gets the number of
+steps as argument, and BETA=0 in its environment, for no KL term.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import statistics
 import subprocess
-import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from configs import base
-from experiments.benchmarks import report
+from experiments.benchmarks import arms, report
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import sample
 from salt_jax.rollout import RolloutBatch
@@ -40,7 +41,6 @@ from salt_jax.training.step import jit_train_step, sampling_key
 VOCABULARY = 512  # pad 0, end 1, start 2, then characters: token = 3 + code point
 PARAMETERS = 459_904
 PAD, STOP, FIRST_CHARACTER = 0, 1, 3
-PARTS = ("sample", "reward", "update", "step")
 
 
 def peers_config() -> config_dict.ConfigDict:
@@ -75,164 +75,152 @@ def reward(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.array([np.mean([ord(c) < 128 for c in text]) if text else 0.0 for text in texts], np.float32)
 
 
-class Arm:
-    """One training run that is timed: its state, and its jitted sampler and update."""
+def make_arm(config: config_dict.ConfigDict, *, salt: bool) -> arms.Arm:
+    """An arm at the shape of ``config``, with the peers' vocabulary, prompts and reward."""
+    config = config.copy_and_resolve_references()
+    config.salt.enabled = salt
+    run = training_config.parse(config)
+    shape = TransformerConfig(**(vars(run.policy) | {"vocab_size": VOCABULARY}))
+    policy, optimizer = make_policy(shape), make_optimizer(run.optimizer, run.steps)
+    state, mesh = init_state(init_params(shape, jax.random.key(0)), optimizer, jax.random.key(1)), make_mesh()
+    state = jax.device_put(state, tree_shardings(state, mesh))
+    rng, group_size = np.random.default_rng(0), run.rollouts.rollouts_per_prompt
 
-    def __init__(self, config: config_dict.ConfigDict, *, salt: bool) -> None:
-        config = config.copy_and_resolve_references()
-        config.salt.enabled = salt
-        self.run = run = training_config.parse(config)
-        shape = TransformerConfig(**(vars(run.policy) | {"vocab_size": VOCABULARY}))
-        policy, optimizer = make_policy(shape), make_optimizer(run.optimizer, run.steps)
-        state, mesh = init_state(init_params(shape, jax.random.key(0)), optimizer, jax.random.key(1)), make_mesh()
-        self.state: TrainState = jax.device_put(state, tree_shardings(state, mesh))
-        self.update = jit_train_step(run, policy, optimizer, mesh, self.state)
-        self.rng = np.random.default_rng(0)
-        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-        self.lengths: list[float] = []
-        self.rewards: list[float] = []
-        group_size = run.rollouts.rollouts_per_prompt
+    @jax.jit
+    def generate(state: TrainState, prompts: jax.Array, mask: jax.Array) -> tuple[RolloutBatch, jax.Array]:
+        """Ungraded rollouts and the completions' lengths."""
+        samples = sample(
+            nnx.merge(policy, state.params), prompts, mask, sampling_key(state),
+            group_size=group_size, config=run.sampling, stop_ids=(STOP,), pad_id=PAD,
+        )  # fmt: skip
+        prompts, mask = (jnp.repeat(x, group_size, axis=0, total_repeat_length=run.rows) for x in (prompts, mask))
+        rollouts = RolloutBatch(
+            tokens=jnp.concatenate([prompts, samples.tokens], axis=1),
+            prompt_mask=mask,
+            completion_mask=samples.mask,
+            sampler_log_probs=samples.log_probs,
+            rewards=jnp.zeros(run.rows),
+            rewarded=jnp.ones(run.rows, bool),
+            valid=jnp.ones(run.rows, bool),
+            truncated=samples.truncated,
+        )
+        return rollouts, samples.lengths
 
-        @jax.jit
-        def generate(state: TrainState, prompts: jax.Array, mask: jax.Array) -> tuple[RolloutBatch, jax.Array]:
-            """Ungraded rollouts and the completions' lengths."""
-            samples = sample(
-                nnx.merge(policy, state.params), prompts, mask, sampling_key(state),
-                group_size=group_size, config=run.sampling, stop_ids=(STOP,), pad_id=PAD,
-            )  # fmt: skip
-            prompts, mask = (jnp.repeat(x, group_size, axis=0, total_repeat_length=run.rows) for x in (prompts, mask))
-            rollouts = RolloutBatch(
-                tokens=jnp.concatenate([prompts, samples.tokens], axis=1),
-                prompt_mask=mask,
-                completion_mask=samples.mask,
-                sampler_log_probs=samples.log_probs,
-                rewards=jnp.zeros(run.rows),
-                rewarded=jnp.ones(run.rows, bool),
-                valid=jnp.ones(run.rows, bool),
-                truncated=samples.truncated,
-            )
-            return rollouts, samples.lengths
+    def sample_batch(state: TrainState) -> Any:
+        size = run.rollouts
+        return generate(state, *random_prompts(rng, size.prompts_per_step, size.max_prompt_length))
 
-        self.generate = generate
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers the policy has."""
-        return sum(x.size for x in jax.tree.leaves(self.state.params))
-
-    def step(self) -> None:
-        """One whole step; its times are kept."""
-        shape = self.run.rollouts
-        prompts, mask = random_prompts(self.rng, shape.prompts_per_step, shape.max_prompt_length)
-        start = time.perf_counter()
-        rollouts, lengths = jax.block_until_ready(self.generate(self.state, prompts, mask))
-        sampled = time.perf_counter()
+    def grade(sampled: tuple[RolloutBatch, jax.Array]) -> RolloutBatch:
+        rollouts, lengths = sampled
         rewards = reward(np.asarray(rollouts.completions), np.asarray(lengths))
-        graded = time.perf_counter()
-        rollouts = rollouts.replace(rewards=jnp.asarray(rewards))
-        self.state, metrics = jax.block_until_ready(self.update(self.state, rollouts))
-        end = time.perf_counter()
-        for part, seconds in zip(PARTS, (sampled - start, graded - sampled, end - graded, end - start), strict=True):
-            self.seconds[part].append(seconds)
-        self.lengths.append(float(np.mean(np.asarray(lengths))))
-        self.rewards.append(float(metrics["reward"]))
+        return dataclasses.replace(rollouts, rewards=jnp.asarray(rewards))
 
-    def warm_up(self, steps: int = 2) -> float:
-        """Steps that are not counted: the first compiles. Returns the seconds it took."""
-        start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        for times in self.seconds.values():
-            times.clear()
-        return time.perf_counter() - start
+    return arms.Arm(run, state, sample_batch, grade, jit_train_step(run, policy, optimizer, mesh, state))
 
 
-def peer_seconds(python: str, script: str, steps: int) -> float:
+class Peer(NamedTuple):
+    """Another library's benchmark script, and the Python that has the library."""
+
+    name: str
+    python: str
+    script: str
+
+
+def peer_seconds(peer: Peer, steps: int) -> float:
     """Median seconds per step that a peer's script reports of itself, on CPU and without a KL term."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "BETA": "0"}
     environment.pop("PYTHONPATH", None)  # the peer has packages of its own
-    done = subprocess.run([python, script, str(steps)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [peer.python, peer.script, str(steps)], env=environment, capture_output=True, text=True
+    )
     found = re.search(r"steady ([0-9.]+) s/step", done.stdout)
     if not found:
-        raise RuntimeError(f"{script} printed no 'steady SECONDS s/step': {(done.stderr or done.stdout)[-500:]}")
+        raise RuntimeError(f"{peer.script} printed no 'steady SECONDS s/step': {(done.stderr or done.stdout)[-500:]}")
     return float(found[1])
 
 
 def measure(
-    config: config_dict.ConfigDict, steps: int, rounds: int = 1, peer: Sequence[str] | None = None
+    config: config_dict.ConfigDict, steps: int, rounds: int = 1, peers: Sequence[Peer] = ()
 ) -> dict[str, Any]:
-    """Times ``steps`` steps of both arms in turns, in ``rounds`` parts with the peer's run after each."""
-    arms = {name: Arm(config, salt=name == "on") for name in ("off", "on")}
-    compile_seconds = {name: arm.warm_up() for name, arm in arms.items()}
+    """Times ``steps`` steps of both arms in turns, in ``rounds`` parts with a run of every peer after each."""
+    pair = {name: make_arm(config, salt=name == "on") for name in ("off", "on")}
+    compile_seconds = {name: arm.warm_up() for name, arm in pair.items()}
     per_round = max(steps // rounds, 1)
-    peer_medians: list[float] = []
-    ratios: dict[str, list[float]] = {name: [] for name in arms}
+    peer_medians: dict[str, list[float]] = {peer.name: [] for peer in peers}
+    ratios: dict[str, dict[str, list[float]]] = {peer.name: {name: [] for name in pair} for peer in peers}
     for i in range(rounds):
-        for _ in range(per_round):
-            for arm in arms.values():
-                arm.step()
-        if peer:
-            peer_medians.append(peer_seconds(peer[0], peer[1], max(per_round, 4)))
-            for name, arm in arms.items():
-                ratios[name].append(statistics.median(arm.seconds["step"][i * per_round :]) / peer_medians[-1])
+        arms.take_turns(pair, per_round)
+        now = {name: statistics.median(arm.seconds["step"][i * per_round :]) for name, arm in pair.items()}
+        for peer in peers:
+            peer_medians[peer.name].append(peer_seconds(peer, max(per_round, 4)))
+            for name in pair:
+                ratios[peer.name][name].append(now[name] / peer_medians[peer.name][-1])
+    run = pair["off"].run
     result: dict[str, Any] = {
         "shapes": {
-            "parameters": arms["off"].parameters,
-            "prompts": arms["off"].run.rollouts.prompts_per_step,
-            "rollouts_per_prompt": arms["off"].run.rollouts.rollouts_per_prompt,
-            "prompt_tokens": arms["off"].run.rollouts.max_prompt_length,
-            "completion_tokens": arms["off"].run.sampling.max_new_tokens,
+            "parameters": pair["off"].parameters,
+            "prompts": run.rollouts.prompts_per_step,
+            "rollouts_per_prompt": run.rollouts.rollouts_per_prompt,
+            "prompt_tokens": run.rollouts.max_prompt_length,
+            "completion_tokens": run.sampling.max_new_tokens,
             "vocabulary": VOCABULARY,
-            **{k: v for k, v in vars(arms["off"].run.policy).items() if k != "vocab_size"},
+            **{k: v for k, v in vars(run.policy).items() if k != "vocab_size"},
         },
         "salt": {
             name: {
-                "seconds": {part: report.spread(times) for part, times in arm.seconds.items()},
+                "seconds": arm.spreads(),
                 "first_two_steps": compile_seconds[name],
-                "mean_length": statistics.mean(arm.lengths),
-                "reward": [arm.rewards[0], arm.rewards[-1]],
+                "mean_length": statistics.mean(seen["completion_length"] for seen in arm.metrics),
+                "reward": [arm.metrics[0]["reward"], arm.metrics[-1]["reward"]],
             }
-            for name, arm in arms.items()
+            for name, arm in pair.items()
         },
     }
-    medians = {name: statistics.median(arm.seconds["step"]) for name, arm in arms.items()}
+    medians = arms.medians(pair)
     result["on_over_off"] = medians["on"] / medians["off"]
-    if peer:
-        whole = statistics.median(peer_medians)
-        result["peer"] = {
-            "script": os.path.basename(peer[1]),
+    result["peers"] = {}
+    for peer in peers:
+        whole = statistics.median(peer_medians[peer.name])
+        result["peers"][peer.name] = {
+            "script": os.path.basename(peer.script),
             "median": whole,
-            "medians": peer_medians,
-            "ours_over_peer": {name: medians[name] / whole for name in arms},
-            "by_round": ratios,
+            "medians": peer_medians[peer.name],
+            "ours_over_peer": {name: medians[name] / whole for name in pair},
+            "by_round": ratios[peer.name],
         }
     return result
 
 
+def targets(result: dict[str, Any]) -> list[report.Target]:
+    """What issue 3 asks for: at most half a peer's step with SALT off, 0.65 of it with SALT on."""
+    return [
+        report.Target(f"ours, SALT {name}, over {peer}", measured["ours_over_peer"][name], limit)
+        for peer, measured in result["peers"].items()
+        for name, limit in (("off", 0.5), ("on", 0.65))
+    ]
+
+
 def print_result(result: dict[str, Any]) -> None:
     """The table, then what it was measured on."""
-    arms, settings = result["salt"], result["settings"]
+    measured = result["salt"]
 
     def cell(name: str, part: str, statistic: str) -> str:
-        return f"{1e3 * arms[name]['seconds'][part][statistic]:.1f}"
+        return f"{1e3 * measured[name]['seconds'][part][statistic]:.1f}"
 
-    rows = [[part, *(cell(n, part, s) for n in ("off", "on") for s in ("median", "min"))] for part in PARTS]
+    rows = [[part, *(cell(n, part, s) for n in ("off", "on") for s in ("median", "min"))] for part in arms.PARTS]
     report.print_table(
         f"milliseconds per step, {result['shapes']['parameters']:,} parameters",
         ("part", "off median", "off min", "on median", "on min"),
         rows,
     )
     print(f"SALT on / off, medians of whole steps: {result['on_over_off']:.3f}")
-    if "peer" in result:
-        peer = result["peer"]
-        print(f"{peer['script']}: {1e3 * peer['median']:.1f} ms per step (runs: {peer['medians']})")
-        for name, ratio in peer["ours_over_peer"].items():
-            rounds = ", ".join(f"{r:.2f}" for r in peer["by_round"][name])
-            print(f"ours, SALT {name}, over the peer: {ratio:.2f} (round by round {rounds})")
-    hardware, versions = result["hardware"], result["versions"]
-    print(f"{hardware['cpu']}, {hardware['cores']} cores, load {hardware['load_average']}; {hardware['device']}")
-    print(", ".join(f"{name} {version}" for name, version in versions.items()), "; commit", result["commit"])
-    print(f"GLIBC_TUNABLES: {settings['GLIBC_TUNABLES'] or 'not set (glibc.malloc.hugetlb=1 spares page faults)'}")
+    for peer, seen in result["peers"].items():
+        print(f"{peer} ({seen['script']}): {1e3 * seen['median']:.1f} ms per step (runs: {seen['medians']})")
+        for name, ratio in seen["ours_over_peer"].items():
+            rounds = ", ".join(f"{r:.2f}" for r in seen["by_round"][name])
+            print(f"ours, SALT {name}, over {peer}: {ratio:.2f} (round by round {rounds})")
+    report.print_targets(targets(result))
+    report.print_surroundings(result)
 
 
 def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict | None = None) -> dict[str, Any]:
@@ -240,16 +228,23 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each arm")
     parser.add_argument("--json", help="file to write the result to")
-    parser.add_argument("--tunix", nargs=2, metavar=("PYTHON", "SCRIPT"), help="a peer to run in turns with ours")
-    parser.add_argument("--rounds", type=int, default=3, help="turns with the peer")
+    parser.add_argument(
+        "--peer", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "SCRIPT"),
+        help="another library, run in turns with ours; may be repeated",
+    )  # fmt: skip
+    parser.add_argument("--rounds", type=int, default=3, help="turns with the peers")
     options = parser.parse_args(arguments)
     if options.steps < 1 or options.rounds < 1:
         parser.error("--steps and --rounds must be at least 1")
-    rounds = options.rounds if options.tunix else 1
-    result = report.surroundings() | measure(config or peers_config(), options.steps, rounds, options.tunix)
+    peers = [Peer(*peer) for peer in options.peer]
+    if len({peer.name for peer in peers}) < len(peers):
+        parser.error("each --peer needs a NAME of its own")
+    rounds = options.rounds if peers else 1
+    result = report.surroundings() | measure(config or peers_config(), options.steps, rounds, peers)
     if config is None and result["shapes"]["parameters"] != PARAMETERS:
         raise AssertionError(f"{result['shapes']['parameters']} parameters, the peers have {PARAMETERS}")
     print_result(result)
+    result["targets"] = [target.record() for target in targets(result)]
     if options.json:
         report.write_json(options.json, result)
     return result

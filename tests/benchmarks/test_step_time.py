@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import report, step_time
+from experiments.benchmarks import arms, report, step_time
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.training import config as training_config
 from salt_jax.training.state import init_params
@@ -33,22 +33,27 @@ def test_the_peers_shape_has_their_number_of_parameters():
 def test_runs_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     peer = tmp_path / "peer.py"
     peer.write_text("import sys; print('peer: steady 0.125 s/step; total', sys.argv[1])\n")
+    other = tmp_path / "other.py"
+    other.write_text("import os; assert os.environ['BETA'] == '0'; print('steady 2.5 s/step')\n")
     file = tmp_path / "deep" / "step_time.json"
-    arguments = ["--steps=2", "--rounds=2", f"--json={file}", "--tunix", sys.executable, str(peer)]
+    arguments = ["--steps=2", "--rounds=2", f"--json={file}", "--peer", "one", sys.executable, str(peer)]
+    arguments += ["--peer", "other", sys.executable, str(other)]
     step_time.main(arguments, config=tiny_config())
 
     printed = capsys.readouterr().out
-    for word in (*step_time.PARTS, "off median", "on min", "GLIBC_TUNABLES", "peer.py"):
+    for word in (*arms.PARTS, "off median", "on min", "GLIBC_TUNABLES", "peer.py", "SALT on, over other", "target:"):
         assert word in printed
     result = json.loads(file.read_text())
     for name in ("off", "on"):
         arm = result["salt"][name]
-        assert set(arm["seconds"]) == set(step_time.PARTS)
+        assert set(arm["seconds"]) == set(arms.PARTS)
         for times in arm["seconds"].values():
             assert times["runs"] == 2
             assert 0 < times["min"] <= times["median"]
         assert arm["mean_length"] <= 3
-    assert result["peer"]["medians"] == [0.125, 0.125]
+    assert result["peers"]["one"]["medians"] == [0.125, 0.125]
+    assert result["peers"]["other"]["medians"] == [2.5, 2.5]
+    assert [target["limit"] for target in result["targets"]] == [0.5, 0.65, 0.5, 0.65]
     assert result["shapes"]["prompts"] == 2
     assert result["hardware"]["cores"] >= 1
     assert result["versions"]["jax"] == jax.__version__
@@ -59,7 +64,7 @@ def test_a_peer_that_prints_no_time_is_an_error(tmp_path: Path):
     peer = tmp_path / "peer.py"
     peer.write_text("raise SystemExit('no such module')\n")
     with pytest.raises(RuntimeError, match="no such module"):
-        step_time.peer_seconds(sys.executable, str(peer), steps=1)
+        step_time.peer_seconds(step_time.Peer("it", sys.executable, str(peer)), steps=1)
 
 
 def test_prompts_are_left_padded_letters():
@@ -76,10 +81,10 @@ def test_reward_is_the_share_of_low_characters_and_ignores_what_is_no_character(
     np.testing.assert_array_equal(step_time.reward(tokens, np.array([4, 2, 1])), [0.5, 1.0, 0.0])
 
 
-@pytest.mark.parametrize("option", ["--steps=0", "--rounds=0"])
-def test_bad_options_exit_with_status_2(option: str):
+@pytest.mark.parametrize("options", [["--steps=0"], ["--rounds=0"], ["--peer", "a", "b", "c", "--peer", "a", "d", "e"]])
+def test_bad_options_exit_with_status_2(options: list[str]):
     with pytest.raises(SystemExit) as stopped:
-        step_time.main([option], config=tiny_config())
+        step_time.main(options, config=tiny_config())
     assert stopped.value.code == 2
 
 
