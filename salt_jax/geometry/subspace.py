@@ -14,7 +14,7 @@ Deterministic: the start is a fixed pattern of signs.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +152,7 @@ def dominant_part(
     """
     if method(eigen, gram.shape[0]) == "full":
         return dominant_of(spectrum(gram, valid=valid), k, vectors)
-    return _checked(gram, jnp.asarray(k, jnp.int32), vectors, presence(gram, valid))
+    return lax.stop_gradient(_constant(gram, jnp.asarray(k, jnp.int32), vectors, presence(gram, valid)))
 
 
 def dominant_of(basis: Spectrum, k: jax.Array, vectors: jax.Array) -> Dominant:
@@ -160,6 +160,18 @@ def dominant_of(basis: Spectrum, k: jax.Array, vectors: jax.Array) -> Dominant:
     k = jnp.minimum(k, basis.rank)
     projected = jnp.stack([dominant_projection(basis, k, vector) for vector in vectors])
     return Dominant(projected, k, relative_eigengap(basis, k), jnp.array(False))
+
+
+# No derivative, whatever the caller differentiates: a mapped function would be given one of the whole iteration.
+@jax.custom_jvp
+def _constant(gram: jax.Array, k: jax.Array, vectors: jax.Array, present: jax.Array) -> Dominant:
+    return _checked(gram, k, vectors, present)
+
+
+@_constant.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Dominant, Any]:
+    found = _constant(*primals)
+    return found, jax.tree.map(jax.custom_derivatives.zero_from_primal, found)
 
 
 @sequential_vmap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -142,11 +143,17 @@ def observe_and_reweight(
     Returns:
       (m,) advantages for the loss, constants; and scalars: ``geometry/*`` of a, ``salt/*`` where enabled.
     """
-    gram, advantages = jax.lax.stop_gradient((gram, advantages))
+    rates = success_rates(rollouts, run.rollouts.rollouts_per_prompt)
+    seen = jax.lax.stop_gradient((gram, advantages, rollouts.valid & rollouts.rewarded, rates, key, entropy))
+    part = functools.partial(_observe_and_reweight, run)
+    # By hand: the compiler would split the eigenvalue problem, and exchange bits of it in every round.
+    return part(*seen) if layout is None else layout.everywhere(part)(*seen)
+
+
+def _observe_and_reweight(
+    run: RunConfig, gram: Array, advantages: Array, valid: Array, rates: Array, key: Array, entropy: Any
+) -> tuple[Array, dict[str, Array]]:
     group_size = run.rollouts.rollouts_per_prompt
-    valid, rates = rollouts.valid & rollouts.rewarded, success_rates(rollouts, group_size)
-    if layout is not None:
-        gram, advantages, valid, rates = layout.replicate((gram, advantages, valid, rates))
     metrics = {"geometry/gram_finite": jnp.all(jnp.isfinite(gram))}
     if not run.geometry.enabled:
         summary = geometry.geometry_summary(gram, advantages, group_size=group_size, valid=valid)

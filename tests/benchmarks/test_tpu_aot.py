@@ -9,6 +9,7 @@ import math
 import pytest
 
 from experiments.benchmarks import tpu_aot
+from experiments.benchmarks.collectives import collectives
 from experiments.benchmarks.tpu_aot import ARMS, HBM, PLANS, plan_config
 from salt_jax.training import config as training_config
 
@@ -60,7 +61,7 @@ def test_a_small_plan_compiles_for_a_real_topology(tmp_path, capsys):
     pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[tpu]'")
     path = tmp_path / "result.json"
     arguments = ["--plan", "tiny", "--salt", "exact", "--attention", "segments", "--json", str(path)]
-    assert tpu_aot.main(arguments) == 0
+    assert tpu_aot.main([*arguments, "--hlo", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "tiny" in out
     assert "SALT exact" in out
@@ -80,6 +81,11 @@ def test_a_small_plan_compiles_for_a_real_topology(tmp_path, capsys):
     sent = arm["collectives"]["all-to-all"]
     assert sent["trips_known"]
     assert features <= sent["bytes"] < 1.5 * features
+    assert len(collectives((tmp_path / "tiny-exact.txt").read_text())) == sum(
+        kind["instructions"] for kind in arm["collectives"].values()
+    )
+    found = collectives((tmp_path / "tiny-exact.txt").read_text())
+    assert [one for one in found if "_reweight" in one.source] == []  # every device does the m x m part alone
     gathered = arm["collectives"]["all-gather"]
     assert gathered["bytes"] < plan.rollouts * plan.vocabulary * plan.policy["d_model"] * 2, "no gather of features"
 
