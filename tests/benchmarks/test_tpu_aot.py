@@ -81,9 +81,10 @@ def test_a_small_plan_compiles_for_a_real_topology(tmp_path, capsys):
     sent = arm["collectives"]["all-to-all"]
     assert sent["trips_known"]
     assert features <= sent["bytes"] < 1.5 * features
-    assert len(collectives((tmp_path / "tiny-exact.txt").read_text())) == sum(
-        kind["instructions"] for kind in arm["collectives"].values()
-    )
+    found = collectives((tmp_path / "tiny-exact.txt").read_text())
+    assert len(found) == sum(kind["instructions"] for kind in arm["collectives"].values())
+    # every device finds the eigenvectors of the (m, m) Gram alone: a message in their loops would be all latency
+    assert [one for one in found if "jit(eigh)" in one.source or "_reweight" in one.source] == []
     found = collectives((tmp_path / "tiny-exact.txt").read_text())
     assert [one for one in found if "_reweight" in one.source] == []  # every device does the m x m part alone
     gathered = arm["collectives"]["all-gather"]
