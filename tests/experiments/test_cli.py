@@ -45,7 +45,9 @@ REFUSED = [
     pytest.param(["--config.salt.feature=head"], ["config.salt.feature", "lm_head, lm_head_sketch"], id="feature"),
     pytest.param(["--config.salt.rank_vocab=0"], ["config.salt.rank_vocab = 0", "numbers >= 1"], id="rank"),
     pytest.param(
-        ["--config.policy.attention=splash"], ["config.policy.attention = 'splash' needs a tpu", "segments"], id="attention"
+        ["--config.policy.attention=splash"],
+        ["config.policy.attention = 'splash' needs a tpu", "segments"],
+        id="attention",
     ),
     pytest.param(
         ["--config.learner.minibatches=3"], ["config.learner.minibatches = 3", "prompts_per_step = 8"], id="division"
