@@ -65,7 +65,7 @@ def lm_head_gram(
       log_normalizer: (m, T) from `vocab.token_log_probs` at the same temperature;
         saves the first of two passes.
       memory_budget: bytes of working memory on each device, used where chunk_size is None; None: 16 MiB on a CPU,
-        whose caches it fits, 1 GiB elsewhere, or as much as 128 columns need.
+        1 GiB elsewhere, or as much as 128 columns need.
       route: 'features', 'pairs' (K_ij = Σ_tu ⟨δ_it, δ_ju⟩⟨h_it, h_ju⟩, δ = p − onehot), or 'auto': the one of fewer
         operations that fits the budget (`geometry.streaming.plan`).
       accumulation_dtype: float32, or float64 (with jax_enable_x64) to check against.

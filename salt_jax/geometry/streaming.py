@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 
 BUDGETS = {"cpu": 16 * 2**20}
-"""Bytes of working memory where the caller names none: on a CPU what stays in its caches (a chunk four times
-as large took twice as long), elsewhere `OTHER_BUDGET`, small beside a policy's own."""
+"""Bytes of working memory where the caller names none: on a CPU what its products can keep near its caches,
+elsewhere `OTHER_BUDGET`, small beside a policy's own."""
 OTHER_BUDGET = 2**30
 PAIRS_BUDGET = 128 * 2**20  # products of token pairs need no cache to be fast
 
