@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from salt_jax.graders import ErrorReport, Grades, Verifier, exact_match, grade_all
 from salt_jax.tasks.arithmetic import make_arithmetic
 from salt_jax.tasks.batches import (
     check_prompt_lengths,
@@ -10,10 +11,9 @@ from salt_jax.tasks.batches import (
     solution_batches,
 )
 from salt_jax.tasks.task import Example, Source, Task
-from salt_jax.tasks.tokenizers import CharTokenizer, Tokenizer
-from salt_jax.tasks.verifier import ErrorReport, Grades, Verifier, exact_match, grade_all
+from salt_jax.tasks.tokenizers import CharTokenizer, Prompt, Tokenizer
 
-# Each takes data_dir first and the task's own settings as keywords.
+# Each takes data_dir first, the model's tokenizer (None where there is no model yet) and the task's settings as keywords.
 TASKS: dict[str, Callable[..., Task]] = {"arithmetic": make_arithmetic}
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "ErrorReport",
     "Example",
     "Grades",
+    "Prompt",
     "Source",
     "Task",
     "Tokenizer",

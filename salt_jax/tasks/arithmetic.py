@@ -7,10 +7,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from salt_jax.graders import exact_match
 from salt_jax.tasks.arithmetic_problems import OPERATORS, ArithmeticProblems
 from salt_jax.tasks.task import Example, Task
-from salt_jax.tasks.tokenizers import CharTokenizer
-from salt_jax.tasks.verifier import exact_match
+from salt_jax.tasks.tokenizers import CharTokenizer, Tokenizer
 
 # The same for every setting, so that a policy trained on sums can go on to products.
 ALPHABET = "0123456789" + "".join(OPERATORS) + "="
@@ -42,6 +42,7 @@ def make_arithmetic(
     num_train: int = 8000,
     num_test: int = 2000,
     seed: int = 0,
+    tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The arithmetic task; writes its data set under ``data_dir`` unless it is there already.
 
@@ -53,9 +54,10 @@ def make_arithmetic(
       num_train: problems in the train split.
       num_test: problems in the test split.
       seed: chooses the problems, ≥ 0.
+      tokenizer: None for one id a character.
 
     Returns:
-      A task with splits 'train' and 'test', a character tokenizer and ``exact_match``.
+      A task with splits 'train' and 'test' and ``exact_match``.
 
     Raises:
       ValueError: a setting out of range, or more problems than there are; nothing is written.
@@ -73,4 +75,4 @@ def make_arithmetic(
     from salt_jax.tasks.arithmetic_builder import open_splits
 
     sources = {split: _Records(split, records) for split, records in open_splits(data_dir, problems).items()}
-    return Task("arithmetic", CharTokenizer(ALPHABET), sources, exact_match)
+    return Task("arithmetic", tokenizer or CharTokenizer(ALPHABET), sources, exact_match)

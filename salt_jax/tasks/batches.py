@@ -226,7 +226,7 @@ def _collate_prompts(
 
 
 def _encode_prompt(example: Example, tokenizer: Tokenizer, limit: int) -> list[int]:
-    ids = tokenizer.encode(example.prompt)
+    ids = tokenizer.encode_prompt(example.prompt)
     if not ids:
         raise ValueError(f"the prompt of example {example.id!r} has no tokens")
     if len(ids) > limit:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from salt_jax.tasks.tokenizers import Tokenizer
-from salt_jax.tasks.verifier import Grades, Verifier, grade_all
+from salt_jax.graders import Grades, Verifier, grade_all
+from salt_jax.tasks.tokenizers import Prompt, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,13 +15,14 @@ class Example:
     """One problem.
 
     Attributes:
-      prompt: text that the policy continues.
-      reference: the answer that the verifier compares with.
-      solution: a text that earns the full reward, for the supervised warm start.
+      prompt: a text, or the messages of a conversation; ``Tokenizer.encode_prompt`` makes it ids.
+      reference: what the verifier needs to grade a completion: the answer, or a task's own text (a program of
+        tests, JSON).
+      solution: a text that earns the full reward, for the supervised warm start; '' where none is known.
       id: unique within the task, for people: 'train/17'.
     """
 
-    prompt: str
+    prompt: Prompt
     reference: str
     solution: str
     id: str
@@ -43,9 +44,9 @@ class Task:
 
     Attributes:
       name: for logs.
-      tokenizer: writes prompts and reads completions.
+      tokenizer: writes prompts and reads completions: the model's, or the task's own.
       sources: split name → examples.
-      verifier: grades one completion.
+      verifier: grades one completion; a ``Grader`` where it must run in workers (``salt_jax.graders``).
 
     Example:
       >>> from salt_jax.tasks import CharTokenizer, exact_match

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
+# A text, or the messages of a conversation: ({"role": "user", "content": "1+1=?"},).
+Prompt = str | tuple[Mapping[str, str], ...]
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -35,6 +37,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ids."""
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a whole prompt as the policy gets it: in its chat template, where it has one."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids up to the first stop id."""
@@ -106,6 +111,16 @@ class CharTokenizer:
                 f"character {character!r} at position {position} of {text!r} is not in the alphabet"
                 f" {self.alphabet!r}"
             ) from None
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a text; there is no chat template.
+
+        Raises:
+          ValueError: messages, or a character outside the alphabet.
+        """
+        if not isinstance(prompt, str):
+            raise ValueError("a prompt of messages needs a tokenizer with a chat template")
+        return self.encode(prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text up to the first stop id; ids that are no characters become U+FFFD.
