@@ -13,7 +13,7 @@ from salt_jax.tasks.batches import (
 from salt_jax.tasks.task import Example, Source, Task
 from salt_jax.tasks.tokenizers import CharTokenizer, Prompt, Tokenizer
 
-# Each takes data_dir first, the model's tokenizer (None where there is no model yet) and the task's settings as keywords.
+# Each takes data_dir first, `tokenizer` (the model's, or None) and the task's own settings as keywords.
 TASKS: dict[str, Callable[..., Task]] = {"arithmetic": make_arithmetic}
 
 __all__ = [

@@ -282,7 +282,8 @@ def _task(values: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(values["name"], str) or values["name"] not in TASKS:
         raise ConfigError(f"config.task.name = {values['name']!r} is unknown; allowed: {', '.join(TASKS)}")
     arguments = {key: value for key, value in values.items() if key != "name"}
-    allowed = [name for name in inspect.signature(TASKS[values["name"]]).parameters if name not in ("data_dir", "tokenizer")]
+    ours = ("data_dir", "tokenizer")
+    allowed = [name for name in inspect.signature(TASKS[values["name"]]).parameters if name not in ours]
     for key in arguments:
         if key not in allowed:
             raise ConfigError(unknown_key(f"config.task.{key}", allowed))
