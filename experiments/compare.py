@@ -17,7 +17,8 @@ from rich.console import Console
 
 from experiments import cli, plot
 from salt_jax.training.config import ConfigError, parse
-from salt_jax.training.loop import check, train
+from salt_jax.training.loop import train
+from salt_jax.training.setup import check
 from salt_jax.training.workdir import check_workdir
 
 ARMS = {"grpo": False, "salt": True}  # folder -> config.salt.enabled

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from experiments.runs import Run, load, print_table, series, smooth, smoothing_width, summarize
-from salt_jax.training.workdir import ConfigError
+from experiments.runs import Run, how_judged, load, print_table, series, smooth, smoothing_width, summarize
+from salt_jax.training.settings import ConfigError
 
 __all__ = ["draw", "geometry_figure", "load", "main", "print_table", "reward_figure"]
 
@@ -67,7 +67,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def reward_figure(runs: Sequence[Run]) -> Figure:
-    """Training reward and held-out greedy accuracy over steps, one colour a run."""
+    """Training reward and held-out accuracy over steps, with its bootstrap interval, one colour a run."""
     width = smoothing_width(runs)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.1), layout="constrained")
@@ -81,8 +81,11 @@ def reward_figure(runs: Sequence[Run]) -> Figure:
                     steps, accuracy, color=_colour(i), marker=_marker(i), markersize=5.5, linewidth=1.6,
                     markeredgecolor="white", markeredgewidth=0.7, label=run.label, clip_on=False, zorder=3,
                 )  # fmt: skip
+                low, high = (series(run.evaluations, f"accuracy_{end}")[1] for end in ("low", "high"))
+                if low.size == high.size == steps.size:
+                    right.fill_between(steps, low, high, color=_colour(i), alpha=0.15, linewidth=0)
         left.set_title("Training reward, mean of a step's rollouts")
-        right.set_title("Held-out accuracy, greedy decoding")
+        right.set_title(f"Held-out accuracy, {how_judged(runs)}")
         for axes, empty in ((left, "no training step yet"), (right, "no evaluation yet")):
             _finish(axes, runs, empty)
             axes.set_xlabel("training step")

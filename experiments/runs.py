@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from salt_jax.training import workdir
-from salt_jax.training.workdir import ConfigError
+from salt_jax.training.settings import ConfigError
 
 Array = np.ndarray
 Series = tuple[Array, Array]
@@ -220,6 +220,15 @@ def summarize(run: Run) -> Row:
     )
 
 
+def how_judged(runs: Sequence[Run]) -> str:
+    """What 'accuracy' means in these runs: 'greedy', 'avg@8 at temperature 1', or 'each by its own evaluation'."""
+    ways = set()
+    for run in runs:
+        temperature, samples = run.setting("evaluation", "temperature"), run.setting("evaluation", "samples")
+        ways.add(f"avg@{samples} at temperature {temperature:g}" if temperature else "greedy")
+    return ways.pop() if len(ways) == 1 else "each by its own evaluation"
+
+
 def print_table(
     folders: Sequence[Path | str], labels: Sequence[str] | None = None, console: Console | None = None
 ) -> None:
@@ -243,8 +252,8 @@ def print_table(
     counts = {int(run.evaluations[-1].get("problems", 0)) for run in runs if run.evaluations}
     problems = f"{max(counts):,} held-out problems" if len(counts - {0}) == 1 else "the held-out problems"
     notes = (
-        f"accuracy: greedy, on {problems}, before → after; n_eff, PR: of the whole mini-batch, means over steps "
-        "with a signal; seconds: in training steps"
+        f"accuracy: {how_judged(runs)}, on {problems}, before → after; n_eff, PR: of the whole mini-batch, "
+        "means over steps with a signal; seconds: in training steps"
     )
     if plain:  # columns keep their width: a file has no edge to wrap at
         wide = Console(file=console.file, width=1000, force_terminal=False, force_jupyter=console.is_jupyter)

@@ -28,6 +28,8 @@ HEAVY = ("tensorflow", "torch", "keras")
 HEAVY_ALLOWED = {"experiments.benchmarks.release": "torch"}
 UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+# The one file that executes text, in a confined process of its own: programs that are graded.
+UNSAFE_ALLOWED = {"salt_jax.graders.program": {"exec", "compile"}}
 UNSAFE_ATTRIBUTES = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
 UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
 WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective")
@@ -75,7 +77,7 @@ def room(module: str) -> str | None:
     if first != "salt_jax" or not rest:
         return None
     name = rest.partition(".")[0]
-    return name.partition("_")[0] if name.startswith(("salt_", "vocab_")) else name
+    return name.partition("_")[0] if name.startswith(("salt_", "vocab_", "evaluate_")) else name
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:
@@ -147,7 +149,7 @@ def unsafe_complaints(sources: Sources) -> list[str]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call):
                 name = ast.unparse(node.func)
-                if name in UNSAFE_CALLS | UNSAFE_ATTRIBUTES:
+                if name in (UNSAFE_CALLS | UNSAFE_ATTRIBUTES) - UNSAFE_ALLOWED.get(module, set()):
                     complaints.append(f"{module}:{node.lineno} calls {name}")
                 for keyword in node.keywords:
                     off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False

@@ -21,8 +21,8 @@ from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import prompt_batches
 from salt_jax.training import config as training_config
 from salt_jax.training import generation
-from salt_jax.training.loop import make_task
 from salt_jax.training.reweighting import first_basis
+from salt_jax.training.setup import make_task, make_tokenizer
 from salt_jax.training.sharding import make_mesh, tree_shardings
 from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
 from salt_jax.training.step import jit_train_step, sampling_key
@@ -109,7 +109,7 @@ class TaskRun:
     def __init__(self, config: config_dict.ConfigDict) -> None:
         run = training_config.parse(config)
         self._folder = tempfile.TemporaryDirectory()
-        self.task = make_task(run, Path(self._folder.name))
+        self.task = make_task(run, Path(self._folder.name), make_tokenizer(run))
         self.run = dataclasses.replace(
             run, policy=dataclasses.replace(run.policy, vocab_size=self.task.tokenizer.vocab_size)
         )
@@ -170,13 +170,13 @@ class TaskRun:
 
         def grade(sampled: Any) -> RolloutBatch:
             tokens, mask, samples, references = sampled
-            rewards, rewarded, failure = generation.grade_samples(
-                self.task, samples, list(references.values), group_size
+            grades = generation.grade_samples(
+                self.task, self.task.grade, samples, list(references.values), group_size
             )
-            if failure:
-                raise RuntimeError(f"grader failed: {failure}")
+            if grades.errors.count:
+                raise RuntimeError(f"grader failed: {grades.errors.first}")
             lengths = generation.batch_lengths(run, mask, jax.device_get(samples.lengths))  # as the loop trims
-            return self._assemble(tokens, mask, samples, rewards, rewarded, lengths)
+            return self._assemble(tokens, mask, samples, grades.rewards, grades.rewarded, lengths)
 
         return Arm(run, state, sample, grade, jit_train_step(run, self.policy, optimizer, mesh, state))
 

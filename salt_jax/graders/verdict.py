@@ -6,11 +6,19 @@ import dataclasses
 import importlib
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np  # a worker, started anew after every hang, needs none of it: 0.1 s
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+
+
+class GraderError(ValueError):
+    """The grader itself cannot work, whatever it is given: a wrong setting, a missing package or protection.
+
+    A failure to grade one completion is a missing reward; this one stops the run.
+    """
 
 
 class Verdict(NamedTuple):
@@ -44,7 +52,8 @@ class Grader:
       arguments: what JSON can carry.
 
     Raises:
-      ValueError: a path without exactly one ':'; on use, one that leads nowhere.
+      ValueError: a path without exactly one ':'.
+      GraderError: on use, a path that leads nowhere.
 
     Example:
       >>> Grader("salt_jax.graders.verdict:exact_match")("46", "46")
@@ -63,16 +72,27 @@ class Grader:
         """The function behind the path.
 
         Raises:
-          ValueError: if it cannot be imported, naming the path and the reason.
+          GraderError: if it cannot be imported, naming the path and the reason.
         """
         module, _, name = self.path.partition(":")
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
-            raise ValueError(f"grader {self.path!r} cannot be imported: {error}") from None
+            raise GraderError(f"grader {self.path!r} cannot be imported: {error}") from None
         if not callable(found):
-            raise ValueError(f"grader {self.path!r} is not a function")
+            raise GraderError(f"grader {self.path!r} is not a function")
         return found
+
+    def load(self) -> Callable[..., float | Verdict]:
+        """``function()``, and those of graders that the arguments name by 'path': none is then imported while grading.
+
+        Raises:
+          GraderError: as ``function``.
+        """
+        for named in (self.arguments, *self.arguments.values()):
+            if isinstance(named, Mapping) and isinstance(named.get("path"), str):
+                Grader(named["path"], named.get("arguments", {})).load()
+        return self.function()
 
     def __call__(self, completion: str, reference: str) -> float | Verdict:
         """Grades in this process."""
@@ -164,6 +184,7 @@ def grade_all(verifier: Verifier, completions: Sequence[str], references: Sequen
 
     Raises:
       ValueError: if the two lengths differ.
+      GraderError: if the grader cannot work at all.
 
     Example:
       >>> grades = grade_all(lambda c, r: float(c) / float(r), ["2", "1", "x"], ["4", "0", "1"])
@@ -178,6 +199,8 @@ def grade_all(verifier: Verifier, completions: Sequence[str], references: Sequen
     for completion, reference in zip(completions, references, strict=True):
         try:
             results.append(checked(verifier(completion, reference)))
+        except GraderError:
+            raise
         except Exception as error:  # whatever a grader throws: counted and reported, not hidden
             results.append(f"{type(error).__name__}: {error}")
     return gather(results)
@@ -190,6 +213,8 @@ def gather(results: Sequence[Verdict | str]) -> Grades:
       >>> gather([Verdict(1.0, "46"), "TimeoutError: no answer in 10 s"]).rewarded.tolist()
       [True, False]
     """
+    import numpy as np
+
     rewards = np.array([r.reward if isinstance(r, Verdict) else np.nan for r in results], np.float32)
     answers = tuple(r.answer if isinstance(r, Verdict) else None for r in results)
     messages = [r for r in results if isinstance(r, str)]

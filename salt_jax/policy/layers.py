@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from salt_jax.policy.attention import ATTENTION
+from salt_jax.policy.rope import RopeScaling
 
 Array = jax.Array
 
@@ -33,6 +34,7 @@ class TransformerConfig:
       head_dim: width of a head; even. ``num_heads * head_dim`` need not equal ``d_model`` (Qwen3).
       mlp_dim: width of the SwiGLU hidden layer.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: how they are changed to reach past the trained length; None for not at all.
       rms_norm_eps: added to the mean square in RMSNorm.
       qkv_bias: biases on q, k, v (Qwen2).
       qk_norm: RMSNorm over each head of q and k (Qwen3).
@@ -69,6 +71,7 @@ class TransformerConfig:
     scan_layers: bool = True
     attention: str = "segments"
     remat: str = "none"
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         sizes = "vocab_size d_model num_layers num_heads num_kv_heads head_dim mlp_dim"
@@ -81,6 +84,8 @@ class TransformerConfig:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
         if not 0 < self.rope_theta < float("inf"):
             raise ValueError(f"rope_theta must be finite and > 0, got {self.rope_theta}")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise ValueError(f"rope_scaling must be a RopeScaling or None, got {self.rope_scaling!r}")
         if not 0 <= self.rms_norm_eps < float("inf"):
             raise ValueError(f"rms_norm_eps must be finite and >= 0, got {self.rms_norm_eps}")
         if self.compute_dtype not in ("float32", "bfloat16"):
@@ -134,15 +139,6 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     scale = jnp.reshape(scale, (1,) * (x.ndim - 1) + scale.shape)
     return (x32 * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def rope_table(positions: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """cos and sin of the rotary angles, (*positions.shape, head_dim / 2), float32 (Su et al. 2021, Eq. 15)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions.astype(jnp.float32)[..., None] * jnp.reshape(
-        frequencies, (1,) * positions.ndim + (head_dim // 2,)
-    )
-    return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:

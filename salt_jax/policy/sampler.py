@@ -29,6 +29,8 @@ class SamplingConfig:
       temperature: divides the logits; 0 is greedy decoding.
       top_k: keep the k most likely tokens; 0 keeps all. Off in training: it would bias the policy gradient.
       top_p: keep the smallest set of most likely tokens with mass ≥ top_p; 1.0 keeps all. Off in training.
+      cache_dtype: of the key/value cache: 'compute' (the policy's compute dtype) or 'bfloat16', which halves the
+        cache of a float32 policy and makes the sampler's log-probs differ from the trainer's by its rounding.
 
     Raises:
       ValueError: naming the field and what is allowed.
@@ -42,6 +44,7 @@ class SamplingConfig:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    cache_dtype: str = "compute"
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -52,6 +55,8 @@ class SamplingConfig:
             raise ValueError(f"top_k must be >= 0 (0 keeps all), got {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p must be in (0, 1] (1 keeps all), got {self.top_p}")
+        if self.cache_dtype not in ("compute", "bfloat16"):
+            raise ValueError(f"cache_dtype must be 'compute' or 'bfloat16', got {self.cache_dtype!r}")
 
     @property
     def greedy(self) -> bool:
@@ -163,8 +168,10 @@ def sample(
     config: SamplingConfig,
     stop_ids: tuple[int, ...],
     pad_id: int,
+    part_of: tuple[int, int] | None = None,
+    at: tuple[Any, Any] = (0, 0),
 ) -> Samples:
-    """Generates ``group_size`` completions for each prompt. Pure; jit it with the keywords static.
+    """Generates ``group_size`` completions for each prompt. Pure; jit it with the keywords but ``at`` static.
 
     Args:
       model: the policy.
@@ -175,6 +182,9 @@ def sample(
       config: temperature, length limit, filters.
       stop_ids: tokens that end a completion; they belong to it.
       pad_id: fills what follows the end.
+      part_of: (B', G') of the batch that these rollouts are a part of, where it is generated in waves; a rollout is
+        the same in whatever wave it is made. None: these are the whole batch.
+      at: the part's first prompt and first rollout of each group, int32 scalars.
 
     Returns:
       ``Samples`` with N = B·G rows; rollout i belongs to prompt i // G.
@@ -188,8 +198,10 @@ def sample(
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     batch, length = prompts.shape[0], config.max_new_tokens
     n = batch * group_size
-    uniforms = jax.random.uniform(key, (length, n))
+    whole = jax.random.uniform(key, (length, *(part_of or (batch, group_size))))
+    uniforms = jnp.reshape(jax.lax.dynamic_slice(whole, (0, *at), (length, batch, group_size)), (length, n))
     stops = jnp.asarray(stop_ids, jnp.int32)
+    model = model.in_compute_dtype()
     lm_head = model.lm_head
 
     def draw(hidden: Array, step: Any, state: dict[str, Array]) -> dict[str, Array]:
@@ -211,6 +223,8 @@ def sample(
         }
 
     hidden, prompt_kv = model.prefill(prompts, prompt_mask)
+    cache_dtype = jnp.dtype(model.config.compute_dtype if config.cache_dtype == "compute" else config.cache_dtype)
+    prompt_kv = jax.tree.map(lambda x: x.astype(cache_dtype), prompt_kv)
     first = jnp.repeat(hidden[:, -1], group_size, axis=0, total_repeat_length=n)
     state = {
         "tokens": jnp.full((length, n), pad_id, jnp.int32),
@@ -231,7 +245,7 @@ def sample(
         return step + 1, draw(hidden, step, state), cache
 
     blocks = model.blocks()
-    cache = model.empty_cache(batch, group_size, length - 1) if length > 1 else None
+    cache = model.empty_cache(batch, group_size, length - 1, cache_dtype) if length > 1 else None
     if length > 1:
         _, state, _ = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), state, cache))
     return Samples(

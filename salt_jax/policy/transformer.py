@@ -26,9 +26,9 @@ from salt_jax.policy.layers import (
     merge_heads,
     rematerialised,
     rms_norm,
-    rope_table,
     split_heads,
 )
+from salt_jax.policy.rope import rope_table
 
 Array = jax.Array
 
@@ -141,10 +141,15 @@ class Decoder(nnx.Module):
         k, v = (split_heads(y, lead, heads, query=False) for y in (k, v))
         return merge_heads(ATTENTION[self.config.attention](q, k, v, mask, prompt_kv, mesh=self.mesh)), (k, v)
 
+    def _table(self, positions: Array) -> tuple[Array, Array]:
+        """Rotary table (M, C/2) of M positions of any shape."""
+        cfg = self.config
+        return rope_table(jnp.reshape(positions, (-1,)), cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+
     def _prompt_table(self, mask: Array) -> tuple[Array, Array]:
         """Rotary table of left-padded prompts: the first real token has position 0."""
         positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-        return rope_table(jnp.reshape(positions, (-1,)), self.config.head_dim, self.config.rope_theta)
+        return self._table(positions)
 
     def prefill(self, prompts: Array, prompt_mask: Array) -> tuple[Array, Any]:
         """Prompts (B, P) -> hidden states after the final norm (B, P, D), and each layer's keys and values."""
@@ -182,7 +187,7 @@ class Decoder(nnx.Module):
         inputs = completions[:, :, :-1]  # the last token predicts nothing
         shape = (batch, group, length - 1)
         positions = jnp.broadcast_to(first[:, None, None] + jnp.arange(length - 1)[None, None], shape)
-        table_c = rope_table(jnp.reshape(positions, (-1,)), self.config.head_dim, self.config.rope_theta)
+        table_c = self._table(positions)
 
         def layer(block: Block, carry: Any, _: Any) -> tuple[Any, None]:
             x_p, x_c = carry
@@ -199,13 +204,29 @@ class Decoder(nnx.Module):
         )
         return self._norm(hidden)
 
-    def empty_cache(self, batch: int, group: int, length: int) -> Any:
+    def in_compute_dtype(self) -> Decoder:
+        """The model with its matrices in the compute dtype: a decoding loop then does not read them at twice the width.
+
+        Norms and biases stay float32. Values are the same: every product casts its matrix to the compute dtype anyway.
+        """
+        graphdef, params = nnx.split(self)
+        dtype = jnp.dtype(self.config.compute_dtype)
+        stacked = {"layers": 1}
+
+        def cast(path: Any, x: Array) -> Array:
+            matrix = x.ndim - stacked.get(getattr(path[0], "key", ""), 0) == 2
+            return x.astype(dtype) if matrix else x
+
+        return nnx.merge(graphdef, jax.tree_util.tree_map_with_path(cast, params))
+
+    def empty_cache(self, batch: int, group: int, length: int, dtype: Any = None) -> Any:
         """Keys (B, K, G, C, T) and values (B, K, G, T, C) of every layer, zero; stacked where layers are scanned.
 
-        Keys are kept transposed, so that both products of decoding are row-major: cheaper on CPU.
+        Keys are kept transposed, so that both products of decoding are row-major: cheaper on CPU. ``dtype`` is the
+        compute dtype unless it is given.
         """
         cfg = self.config
-        lead, c, dtype = (batch, cfg.num_kv_heads, group), cfg.head_dim, jnp.dtype(cfg.compute_dtype)
+        lead, c, dtype = (batch, cfg.num_kv_heads, group), cfg.head_dim, jnp.dtype(dtype or cfg.compute_dtype)
         shapes = ((*lead, c, length), (*lead, length, c))
         if cfg.scan_layers:
             return tuple(jnp.zeros((cfg.num_layers, *shape), dtype) for shape in shapes)
@@ -226,18 +247,19 @@ class Decoder(nnx.Module):
         cfg, batch = self.config, prompt_mask.shape[0]
         group = tokens.shape[0] // batch
         first = jnp.repeat(jnp.sum(prompt_mask, axis=1, dtype=jnp.int32), group, total_repeat_length=tokens.shape[0])
-        table = rope_table(first + step, cfg.head_dim, cfg.rope_theta)
+        table = self._table(first + step)
 
         def run(block: Block, x: Array, prompt_kv: Any, write: Callable[[int, Array, Any], Array]) -> Array:
             q, k, v = block.qkv(x, table)
-            q = split_heads(q, (batch, group), cfg.num_kv_heads, query=True)  # (B, K, G, R, C)
-            k, v = (split_heads(y, (batch, group), cfg.num_kv_heads, query=False) for y in (k, v))
+            stored = prompt_kv[0].dtype  # of the cache, which may be narrower than the compute dtype
+            q = split_heads(q, (batch, group), cfg.num_kv_heads, query=True).astype(stored)  # (B, K, G, R, C)
+            k, v = (split_heads(y, (batch, group), cfg.num_kv_heads, query=False).astype(stored) for y in (k, v))
             keys, values = write(0, k[..., None], (0, step)), write(1, v[:, :, :, None], (step, 0))
             own = jnp.einsum("bkgrc,bkgcu->bkgru", q, keys, preferred_element_type=jnp.float32)
             seen = (jnp.arange(keys.shape[4]) <= step)[None, None, None, None]
             prompt = prompt_segment("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
-            out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], x.dtype)
-            return self._by_rows(block.finish(x, merge_heads(out)), batch)
+            out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], stored)
+            return self._by_rows(block.finish(x, merge_heads(out).astype(x.dtype)), batch)
 
         def scanned(block: Block, carry: Any, extra: Any) -> tuple[Any, None]:
             x, caches = carry

@@ -8,60 +8,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from salt_jax.tasks.lengths import check_not_empty, encode_prompt, encode_solution
 from salt_jax.tasks.task import Example, Source
 from salt_jax.tasks.tokenizers import Tokenizer
 
 Batch = dict[str, Any]
-
-
-def check_prompt_lengths(source: Source, tokenizer: Tokenizer, max_prompt_length: int) -> int:
-    """Encodes every prompt of a split, so that one too long is found before anything compiles.
-
-    Args:
-      source: the split's examples (10,000 short ones take about half a second).
-      tokenizer: encodes the prompts.
-      max_prompt_length: limit in tokens.
-
-    Returns:
-      The length of the longest prompt, in tokens.
-
-    Raises:
-      ValueError: at the first prompt that is too long or empty, naming the limit, its length and its id.
-
-    Example:
-      >>> from salt_jax.tasks import CharTokenizer
-      >>> check_prompt_lengths([Example("1+1=", "2", "2", "train/0")], CharTokenizer("12+="), 3)
-      Traceback (most recent call last):
-      ValueError: max_prompt_length = 3 but the prompt of example 'train/0' has 4 tokens
-    """
-    return max(
-        (len(_encode_prompt(source[i], tokenizer, max_prompt_length)) for i in range(len(source))), default=0
-    )
-
-
-def check_solution_lengths(source: Source, tokenizer: Tokenizer, max_completion_length: int) -> int:
-    """The same for solutions, each with its end token.
-
-    Args:
-      source: the split's examples.
-      tokenizer: encodes the solutions.
-      max_completion_length: limit in tokens, the end token included.
-
-    Returns:
-      The length of the longest solution with its end token, in tokens.
-
-    Raises:
-      ValueError: at the first solution that is too long, naming the limit, its length and its id.
-
-    Example:
-      >>> from salt_jax.tasks import CharTokenizer
-      >>> check_solution_lengths([Example("1+1=", "2", "2", "train/0")], CharTokenizer("12+="), 2)
-      2
-    """
-    return max(
-        (len(_encode_solution(source[i], tokenizer, max_completion_length)) for i in range(len(source))),
-        default=0,
-    )
 
 
 def prompt_batches(
@@ -73,6 +24,7 @@ def prompt_batches(
     seed: int,
     shuffle: bool = True,
     repeat: bool = True,
+    shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[Batch]:
     """An iterator over batches of B prompts, left-padded to P = max_prompt_length tokens.
 
@@ -94,13 +46,17 @@ def prompt_batches(
       seed: of the shuffle, ≥ 0.
       shuffle: false keeps the source's order.
       repeat: false ends after one epoch.
+      shard: (index, count), for host ``index`` of ``count``: a batch has rows [index · B / count,
+        (index + 1) · B / count) of the B, which only that host encodes. The hosts' rows in their order are
+        the rows of one host alone, and a state is good for any number of hosts.
 
     Returns:
       The Grain iterator, at its beginning.
 
     Raises:
-      ValueError: batch_size or max_prompt_length < 1, seed < 0, an empty source; while iterating, a prompt
-        that is too long or empty, naming the limit, its length and the example's id.
+      ValueError: batch_size or max_prompt_length < 1, seed < 0, a shard whose count does not divide B, an
+        empty source; while iterating, a prompt that is too long or empty, naming the limit, its length and
+        the example's id.
 
     Example:
       >>> from salt_jax.tasks import CharTokenizer
@@ -116,10 +72,10 @@ def prompt_batches(
     if max_prompt_length < 1:
         raise ValueError(f"max_prompt_length = {max_prompt_length} is not allowed; allowed: integers >= 1")
 
-    def collate(examples: Sequence[Example]) -> Batch:
-        return _collate_prompts(examples, tokenizer, batch_size, max_prompt_length)
+    def collate(examples: Sequence[Example], valid: np.ndarray) -> Batch:
+        return _collate_prompts(examples, valid, tokenizer, max_prompt_length)
 
-    return _iterate(source, collate, batch_size, seed, shuffle, repeat)
+    return _iterate(source, collate, batch_size, seed, shuffle, repeat, shard)
 
 
 def solution_batches(
@@ -132,6 +88,7 @@ def solution_batches(
     seed: int,
     shuffle: bool = True,
     repeat: bool = True,
+    shard: tuple[int, int] = (0, 1),
 ) -> grain.DatasetIterator[Batch]:
     """``prompt_batches`` with the examples' own solutions, for a supervised warm start.
 
@@ -147,12 +104,13 @@ def solution_batches(
       seed: of the shuffle, ≥ 0.
       shuffle: false keeps the source's order.
       repeat: false ends after one epoch.
+      shard: (index, count) of the hosts, as for ``prompt_batches``.
 
     Returns:
       The Grain iterator, at its beginning.
 
     Raises:
-      ValueError: as ``prompt_batches``, also for a solution that is too long.
+      ValueError: as ``prompt_batches``, also for a solution that is absent or too long.
 
     Example:
       >>> from salt_jax.tasks import CharTokenizer
@@ -169,78 +127,69 @@ def solution_batches(
         if limit < 1:
             raise ValueError(f"{name} = {limit} is not allowed; allowed: integers >= 1")
 
-    def collate(examples: Sequence[Example]) -> Batch:
-        batch = _collate_prompts(examples, tokenizer, batch_size, max_prompt_length)
-        tokens = np.full((batch_size, max_completion_length), tokenizer.pad_id, np.int32)
-        mask = np.zeros((batch_size, max_completion_length), bool)
-        for row, example in enumerate(examples):
-            ids = _encode_solution(example, tokenizer, max_completion_length)
+    def collate(examples: Sequence[Example], valid: np.ndarray) -> Batch:
+        batch = _collate_prompts(examples, valid, tokenizer, max_prompt_length)
+        tokens = np.full((len(examples), max_completion_length), tokenizer.pad_id, np.int32)
+        mask = np.zeros((len(examples), max_completion_length), bool)
+        for row in np.flatnonzero(valid).tolist():
+            ids = encode_solution(examples[row], tokenizer, max_completion_length)
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return batch | {"completion_tokens": tokens, "completion_mask": mask}
 
-    return _iterate(source, collate, batch_size, seed, shuffle, repeat)
+    return _iterate(source, collate, batch_size, seed, shuffle, repeat, shard)
 
 
 def _iterate(
     source: Source,
-    collate: Callable[[Sequence[Example]], Batch],
+    collate: Callable[[Sequence[Example], np.ndarray], Batch],
     batch_size: int,
     seed: int,
     shuffle: bool,
     repeat: bool,
+    shard: tuple[int, int],
 ) -> grain.DatasetIterator[Batch]:
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} = {value} is not allowed; allowed: integers >= {least}")
-    if not len(source):
-        raise ValueError("the source of examples is empty")
+    index, count = shard
+    if not (0 <= index < count and batch_size % count == 0):
+        raise ValueError(
+            f"shard = {shard} is not allowed; allowed: (index, count) with index < count, and a count that divides"
+            f" batch_size = {batch_size}"
+        )
+    check_not_empty(source)
+    rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
+
+    def collate_shard(examples: Sequence[Example]) -> Batch:
+        # Every host reads the whole batch, which is cheap, so that what fills it up is the same everywhere.
+        filled = [*examples, *[examples[0]] * (batch_size - len(examples))]
+        return collate(filled[rows], (np.arange(batch_size) < len(examples))[rows])
+
     dataset = grain.MapDataset.source(source).seed(seed)
     if shuffle:
         dataset = dataset.shuffle()  # a permutation of its own each epoch, computed from the index: no buffer
     if repeat:
         dataset = dataset.repeat()
     # An endless data set has no remainder, but Grain rounds its length up past what len() can return.
-    dataset = dataset.batch(batch_size, drop_remainder=repeat, batch_fn=collate)
+    dataset = dataset.batch(batch_size, drop_remainder=repeat, batch_fn=collate_shard)
     # Reading a batch takes a millisecond or two: threads would only contend with the accelerator's dispatch.
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
 def _collate_prompts(
-    examples: Sequence[Example], tokenizer: Tokenizer, batch_size: int, max_prompt_length: int
+    examples: Sequence[Example], valid: np.ndarray, tokenizer: Tokenizer, max_prompt_length: int
 ) -> Batch:
-    filled = [*examples, *[examples[0]] * (batch_size - len(examples))]
-    tokens = np.full((batch_size, max_prompt_length), tokenizer.pad_id, np.int32)
-    mask = np.zeros((batch_size, max_prompt_length), bool)
-    for row, example in enumerate(filled):
-        ids = _encode_prompt(example, tokenizer, max_prompt_length)
+    tokens = np.full((len(examples), max_prompt_length), tokenizer.pad_id, np.int32)
+    mask = np.zeros((len(examples), max_prompt_length), bool)
+    for row, example in enumerate(examples):
+        ids = encode_prompt(example, tokenizer, max_prompt_length)
         tokens[row, max_prompt_length - len(ids) :] = ids
         mask[row, max_prompt_length - len(ids) :] = True
     return {
         "prompt_tokens": tokens,
         "prompt_mask": mask,
-        "references": [example.reference for example in filled],
-        "ids": [example.id for example in filled],
-        "valid": np.arange(batch_size) < len(examples),
+        "references": [example.reference for example in examples],
+        "ids": [example.id for example in examples],
+        "valid": valid,
     }
-
-
-def _encode_prompt(example: Example, tokenizer: Tokenizer, limit: int) -> list[int]:
-    ids = tokenizer.encode_prompt(example.prompt)
-    if not ids:
-        raise ValueError(f"the prompt of example {example.id!r} has no tokens")
-    if len(ids) > limit:
-        raise ValueError(
-            f"max_prompt_length = {limit} but the prompt of example {example.id!r} has {len(ids)} tokens"
-        )
-    return ids
-
-
-def _encode_solution(example: Example, tokenizer: Tokenizer, limit: int) -> list[int]:
-    ids = [*tokenizer.encode(example.solution), tokenizer.eos_id]
-    if len(ids) > limit:
-        raise ValueError(
-            f"max_completion_length = {limit} but the solution of example {example.id!r} has {len(ids)} tokens"
-            " with its end token"
-        )
-    return ids

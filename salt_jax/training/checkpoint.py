@@ -44,7 +44,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, keep: int | None) -> None:
         if keep is None:  # neither cleans up nor deletes anything there
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
         self._manager = ocp.CheckpointManager(directory, options=options)

@@ -1,7 +1,7 @@
 """From a ConfigDict to one frozen, typed RunConfig; every wrong input is found here, before anything compiles.
 
-Defaults live in configs/base.py, names, types and allowed values here. Errors are one line that names the
-key as it is written on the command line.
+Defaults live in configs/base.py, names and types in settings.py, allowed values here. Errors are one line that
+names the key as it is written on the command line.
 """
 
 from __future__ import annotations
@@ -17,159 +17,33 @@ from typing import Any
 
 from salt_jax.geometry.streaming import ROUTES
 from salt_jax.objective import ObjectiveConfig
+from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
 from salt_jax.tasks import TASKS
+from salt_jax.training.settings import (
+    CheckpointConfig,
+    ConfigError,
+    EvaluationConfig,
+    GeometryConfig,
+    GradingConfig,
+    LearnerConfig,
+    LoggingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutsConfig,
+    RunConfig,
+    WarmStartConfig,
+)
 
 FEATURES = ("lm_head", "lm_head_sketch", "taken_token", "per_rollout")
 SCHEDULES = ("constant", "linear", "cosine")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot run: one line naming the key and what is allowed.
-
-    Example:
-      >>> raise ConfigError("config.steps = -1 is not allowed; allowed: integers >= 0")
-      Traceback (most recent call last):
-      salt_jax.training.config.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
-    """
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutsConfig:
-    """Shape of a rollout batch: B prompts, G rollouts each, P prompt tokens."""
-
-    prompts_per_step: int
-    rollouts_per_prompt: int
-    max_prompt_length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class GeometryConfig:
-    """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py."""
-
-    enabled: bool
-    feature: str
-    scope: str
-    length_normalize: bool
-    vocab_chunk: int | None
-    memory_mib: int | None
-    route: str
-    rank_vocab: int
-    rank_hidden: int
-    subset: str
-    subset_microbatch: int
-    measure_every: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LearnerConfig:
-    """How a rollout batch becomes optimizer steps."""
-
-    minibatches: int
-    epochs: int
-    microbatches: int
-    vocab_chunk: int
-    length_buckets: int
-    prompt_buckets: int
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW, its schedule and gradient clipping."""
-
-    learning_rate: float
-    warmup_steps: int
-    schedule: str
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmStartConfig:
-    """The supervised phase before the first rollout."""
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Greedy accuracy on the test split."""
-
-    every: int
-    problems: int
-    batch_size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """How often to save and how much to keep."""
-
-    every: int
-    keep: int
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each axis of the mesh."""
-
-    data: int
-    fsdp: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class LoggingConfig:
-    """What is written besides metrics.jsonl."""
-
-    tensorboard: bool
-    print_every: int
-
-
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """A whole run, checked. ``task_arguments`` go to the task's factory; ``policy`` awaits its vocabulary."""
-
-    seed: int
-    steps: int
-    init_from: str
-    task_name: str
-    task_arguments: Mapping[str, Any]
-    policy: TransformerConfig
-    rollouts: RolloutsConfig
-    sampling: SamplingConfig
-    objective: ObjectiveConfig
-    geometry: GeometryConfig
-    salt: SaltConfig
-    learner: LearnerConfig
-    optimizer: OptimizerConfig
-    warm_start: WarmStartConfig
-    evaluation: EvaluationConfig
-    checkpoint: CheckpointConfig
-    mesh: MeshConfig
-    logging: LoggingConfig
-
-    @property
-    def rows(self) -> int:
-        """N, rollouts in a rollout batch."""
-        return self.rollouts.prompts_per_step * self.rollouts.rollouts_per_prompt
-
-    @property
-    def minibatch_rows(self) -> int:
-        """m, rollouts in a minibatch: the denominator of one optimizer step and SALT's default unit."""
-        return self.rows // self.learner.minibatches
-
-    @property
-    def unit_rows(self) -> int:
-        """Rollouts whose geometry is taken together, from ``salt.scope``."""
-        named = {"mini_batch": self.minibatch_rows, "group": self.rollouts.rollouts_per_prompt}
-        return named.get(self.geometry.scope) or int(self.geometry.scope)
+ON_LONG_PROMPT = ("error", "skip")
+# Options of the policy that are a run's own; the other keys of config.policy are the shape, which a checkpoint has.
+OPTIONS = ("compute_dtype", "scan_layers", "attention", "remat")
+FROM_CHECKPOINT = {"vocab_size", "rope_scaling"}  # no keys of config.policy
 
 
 def parse(config: Any) -> RunConfig:
@@ -187,9 +61,11 @@ def parse(config: Any) -> RunConfig:
     """
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     sections = {
+        "model": ("model", ModelConfig, {}),
+        "grading": ("grading", GradingConfig, {}),
         "rollouts": ("sampling", RolloutsConfig, {}),
         "sampling": ("sampling", SamplingConfig, {}),
-        "policy": ("policy", TransformerConfig, {"vocab_size": 1}),
+        "policy": ("policy", TransformerConfig, {"vocab_size": 1, "rope_scaling": None}),
         "objective": ("objective", ObjectiveConfig, {}),
         "geometry": ("salt", GeometryConfig, {}),
         "salt": ("salt", SaltConfig, {}),
@@ -207,7 +83,7 @@ def parse(config: Any) -> RunConfig:
     for key, cls, _ in sections.values():
         known.setdefault(key, set()).update(field.name for field in dataclasses.fields(cls))
     for key, names in known.items():
-        absent = {"vocab_size"} if key == "policy" else {"max_length"} if key == "objective" else set()
+        absent = FROM_CHECKPOINT if key == "policy" else {"max_length"} if key == "objective" else set()
         _check_keys(f"config.{key}", values[key], names - absent)
 
     fields: dict[str, Any] = {}
@@ -219,7 +95,9 @@ def parse(config: Any) -> RunConfig:
     temperature = _typed("config.sampling.temperature", values["sampling"]["temperature"], float)
     _require("sampling.temperature", temperature, temperature > 0, "finite numbers > 0 in training")
     for name, (key, cls, extra) in sections.items():
-        fields[name] = _section(f"config.{key}", cls, values[key], extra)
+        if name != "policy":
+            fields[name] = _section(f"config.{key}", cls, values[key], extra)
+    fields["policy"] = _policy(fields["model"].path, values["policy"], sections["policy"][2])
     fields["task_name"], fields["task_arguments"] = _task(values["task"])
     run = RunConfig(**fields)
     _check_ranges(run)
@@ -276,6 +154,22 @@ def _section(path: str, cls: type, values: Mapping[str, Any], extra: Mapping[str
         raise ConfigError(f"{path}.{error}") from None
 
 
+def _policy(path: str, values: Mapping[str, Any], extra: Mapping[str, Any]) -> TransformerConfig:
+    """The policy of config.policy, or of a checkpoint, whose shape the keys of config.policy then leave open."""
+    if not path:
+        return _section("config.policy", TransformerConfig, values, extra)
+    hints = typing.get_type_hints(TransformerConfig)
+    for key, value in values.items():
+        if key not in OPTIONS and value is not None:
+            there = "it is the checkpoint's where config.model.path is set"
+            raise ConfigError(f"config.policy.{key} = {value!r} is not allowed; allowed: None, as {there}")
+    options = {name: _typed(f"config.policy.{name}", values[name], hints[name]) for name in OPTIONS}
+    try:
+        return open_checkpoint(path, **options).config
+    except (ValueError, OSError, ImportError) as error:
+        raise ConfigError(f"config.model.path: {error}") from None
+
+
 def _task(values: Any) -> tuple[str, Mapping[str, Any]]:
     if not isinstance(values, Mapping) or "name" not in values:
         raise ConfigError("config.task.name is missing; configs/base.py has its default")
@@ -320,6 +214,11 @@ def _check_ranges(run: RunConfig) -> None:
         "evaluation.every": (run.evaluation.every, 0),
         "evaluation.problems": (run.evaluation.problems, 1),
         "evaluation.batch_size": (run.evaluation.batch_size, 1),
+        "evaluation.samples": (run.evaluation.samples, 1),
+        "evaluation.temperature": (run.evaluation.temperature, 0),
+        "grading.workers": (run.grading.workers, 1),
+        "grading.memory_mib": (run.grading.memory_mib, 64),
+        "logging.warn_truncated": (run.logging.warn_truncated, 0),
         "checkpoint.every": (run.checkpoint.every, 1),
         "checkpoint.keep": (run.checkpoint.keep, 1),
         "mesh.data": (run.mesh.data, 1),
@@ -329,14 +228,24 @@ def _check_ranges(run: RunConfig) -> None:
     }
     for path, (value, least) in at_least.items():
         _require(path, value, value >= least, f"numbers >= {least}")
-    for name in ("vocab_chunk", "memory_mib"):
-        size = getattr(run.geometry, name)
-        _require(f"salt.{name}", size, size is None or size >= 1, "None, numbers >= 1")
+    for path, size in (
+        ("salt.vocab_chunk", run.geometry.vocab_chunk),
+        ("salt.memory_mib", run.geometry.memory_mib),
+        ("sampling.wave_mib", run.rollouts.wave_mib),
+        ("evaluation.max_new_tokens", run.evaluation.max_new_tokens),
+    ):
+        _require(path, size, size is None or size >= 1, "None, numbers >= 1")
+    _require("sampling.on_long_prompt", run.rollouts.on_long_prompt, run.rollouts.on_long_prompt in ON_LONG_PROMPT,
+             ", ".join(ON_LONG_PROMPT))
+    finite = run.evaluation.temperature < float("inf")
+    _require("evaluation.temperature", run.evaluation.temperature, finite, "finite numbers >= 0 (0 is greedy)")
+    _require("evaluation.top_p", run.evaluation.top_p, 0 < run.evaluation.top_p <= 1, "numbers in (0, 1]")
     _require("salt.route", run.geometry.route, run.geometry.route in ROUTES, ", ".join(ROUTES))
     for path, rate in (
         ("optimizer.learning_rate", run.optimizer.learning_rate),
         ("optimizer.eps", run.optimizer.eps),
         ("warm_start.learning_rate", run.warm_start.learning_rate),
+        ("grading.deadline", run.grading.deadline),
     ):
         _require(path, rate, 0 < rate < float("inf"), "finite numbers > 0")
     for path, beta in (("optimizer.b1", run.optimizer.b1), ("optimizer.b2", run.optimizer.b2)):

@@ -7,14 +7,11 @@ to steps up to a checkpoint is on disk before it, and a resumed run drops and re
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
-import re
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +19,22 @@ import jax
 from jax.sharding import Mesh
 from rich.console import Console
 
-from salt_jax.evaluate import Evaluation, evaluate
-from salt_jax.policy.attention import check_backend
-from salt_jax.policy.sampler import SamplingConfig
-from salt_jax.tasks import TASKS, Task, check_prompt_lengths, check_solution_lengths, prompt_batches
-from salt_jax.training import generation, workdir
+from salt_jax.evaluate import write_problems
+from salt_jax.policy.hf import open_checkpoint, write_policy_json
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.tasks import Task, prompt_batches
+from salt_jax.training import generation, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
-from salt_jax.training.config import ConfigError, RunConfig, parse
+from salt_jax.training.judging import Judge, make_judge, record, score, sentence
 from salt_jax.training.metrics import MetricWriter, check_finite
 from salt_jax.training.reweighting import first_basis
-from salt_jax.training.sharding import make_mesh, path_of, tree_shardings, vocabulary_axis
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.training.settings import RunConfig
+from salt_jax.training.sharding import make_mesh, tree_shardings, vocabulary_axis
+from salt_jax.training.state import TrainState, init_state, make_optimizer, make_policy
 from salt_jax.training.step import jit_train_step, sampling_key
 from salt_jax.training.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
 
-TRAIN, WARM = "train", "warm_start"
+WARM = "warm_start"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,80 +47,15 @@ class Session:
     folder: Path
     policy: Any
     console: Console
+    grade: setup.Grade
+
+    def warn(self, text: str) -> None:
+        """One line that a person should read."""
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def checkpoints(self, phase: str) -> Checkpoints:
         """The checkpoints of 'warm_start' or 'train'."""
         return Checkpoints(self.folder / "checkpoints" / phase, self.run.checkpoint.keep)
-
-
-def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
-    """Everything that can be wrong with a run, found before anything compiles or is written.
-
-    Args:
-      config: ConfigDict with every key of configs/base.py.
-      folder: the run's workdir.
-
-    Returns:
-      The checked configuration, and the same as a nested dict for config.json.
-
-    Raises:
-      ConfigError: one line naming the key and what is allowed.
-    """
-    run = parse(config)
-    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    resumed = workdir.check_workdir(folder, values)
-    limits = run.rollouts.max_prompt_length, run.sampling.max_new_tokens
-    with tempfile.TemporaryDirectory() as scratch:  # the workdir stays untouched until all is checked
-        with naming("config.task."):
-            task = make_task(run, folder / "data" if resumed else Path(scratch))
-        with naming("config.sampling."):
-            for split in ("train", "test"):
-                check_prompt_lengths(task.source(split), task.tokenizer, limits[0])
-        if run.warm_start.steps:
-            with naming("config.sampling.max_new_tokens: "):
-                check_solution_lengths(task.source("train"), task.tokenizer, limits[1])
-        check_subset(run, task)
-    with naming("config.policy."):
-        check_backend(run.policy.attention, jax.default_backend())
-    with naming(""):
-        make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
-    if run.init_from:
-        check_initial(run, values, Path(run.init_from))
-    return run, values
-
-
-@contextlib.contextmanager
-def naming(prefix: str) -> Iterator[None]:
-    """Turns an error about a setting, whose message begins with its name, into a ConfigError with the whole key."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{prefix}{error}") from None
-
-
-def make_task(run: RunConfig, data_dir: Path) -> Task:
-    """The run's task, its data set under ``data_dir``."""
-    return TASKS[run.task_name](data_dir, **run.task_arguments)
-
-
-def check_subset(run: RunConfig, task: Task) -> None:
-    """ConfigError if 'per_rollout' gradients are asked of parameters that do not exist."""
-    if run.geometry.feature != "per_rollout":
-        return
-    policy = dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size)
-    shapes = jax.eval_shape(lambda: init_params(policy, jax.random.key(0)))
-    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-    if not any(re.search(run.geometry.subset, path) for path in paths):
-        raise ConfigError(f"config.salt.subset = {run.geometry.subset!r} matches none of {', '.join(paths)}")
-
-
-def check_initial(run: RunConfig, values: Mapping[str, Any], source: Path) -> None:
-    """ConfigError unless ``config.init_from`` is a finished run of the same policy."""
-    if not (source / workdir.SUMMARY).exists():
-        raise ConfigError(f"config.init_from = {run.init_from!r} is not a finished run: it has no {workdir.SUMMARY}")
-    other = json.loads((source / workdir.CONFIG).read_text())
-    if other["policy"] != values["policy"] or other["task"]["name"] != values["task"]["name"]:
-        raise ConfigError(f"config.init_from = {run.init_from!r} holds another policy or task than this run's")
 
 
 def train(config: Any, folder: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -140,45 +73,37 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
       ConfigError: wrong input; nothing has been compiled or written.
       NonFiniteError: a statistic became NaN or infinite.
     """
-    folder = Path(folder).absolute()
-    run, values = check(config, folder)
+    folder, console = Path(folder).absolute(), console or Console()
+    run, values = setup.check(config, folder)
     workdir.open_workdir(folder, values)
-    task = make_task(run, folder / "data")
-    policy_config = dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size)
+    task = setup.make_task(run, folder / "data", setup.make_tokenizer(run))
+    policy_config = setup.policy_config(run, task)
     mesh = make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
-    session = Session(run, task, mesh, folder, make_policy(policy_config, mesh), console or Console())
-    began = time.perf_counter()
+    with setup.grading(run, task) as grade:
+        session = Session(run, task, mesh, folder, make_policy(policy_config, mesh), console, grade)
+        return train_in(session, policy_config)
+
+
+def train_in(session: Session, policy_config: TransformerConfig) -> dict[str, Any]:
+    """``train``, once all that a run needs is there."""
+    run, mesh, folder, began = session.run, session.mesh, session.folder, time.perf_counter()
     if vocabulary_axis(mesh, policy_config.vocab_size) is None:
         split = f"config.mesh.tensor = {run.mesh.tensor} does not divide the vocabulary of {policy_config.vocab_size}"
-        session.console.print(f"{split}: every device holds all of the output projection", style="yellow")
-
+        session.warn(f"{split}: every device holds all of the output projection")
+    write_policy_json(folder, policy_config, open_checkpoint(run.model.path) if run.model.path else None)
     init_key, data_key = jax.random.split(jax.random.key(run.seed))
-    shapes = jax.eval_shape(functools.partial(init_params, policy_config), init_key)
-    params = jax.jit(
-        functools.partial(init_params, policy_config), out_shardings=tree_shardings(shapes, mesh)
-    )(init_key)
-    train_checkpoints = session.checkpoints(TRAIN)
-    if train_checkpoints.latest_step() is None:  # a resumed run has its parameters in its own checkpoint
-        if run.init_from:
-            params = restore_initial(Path(run.init_from), params)
-        if run.warm_start.steps:
-            params = warm_start(session, params, data_key)
+    train_checkpoints = session.checkpoints(setup.TRAIN)
+    resumed = train_checkpoints.latest_step() is not None  # then its parameters are in its own checkpoint
+    params = setup.initial_params(run, policy_config, init_key, mesh, pretrained=not resumed)
+    if not resumed and run.init_from:
+        params = setup.final_params(Path(run.init_from), params, f"config.init_from = {run.init_from!r}")
+    if not resumed and run.warm_start.steps:
+        params = warm_start(session, params, data_key)
     summary = train_with_rollouts(session, train_checkpoints, params, data_key)
     summary["seconds"] = time.perf_counter() - began
     if not (folder / workdir.SUMMARY).exists():
         workdir.write_atomically(folder / workdir.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return json.loads((folder / workdir.SUMMARY).read_text())
-
-
-def restore_initial(source: Path, params: Any) -> Any:
-    """The final parameters of another run."""
-    checkpoints = Checkpoints(source.absolute() / "checkpoints" / TRAIN, keep=None)
-    step = checkpoints.latest_step()
-    if step is None:
-        raise ConfigError(f"config.init_from = {str(source)!r} has no checkpoint")
-    params = checkpoints.restore_params(step, params)
-    checkpoints.close()
-    return params
 
 
 def warm_start(session: Session, params: Any, key: Any) -> Any:
@@ -209,13 +134,19 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         params, optimizer, key, keep_reference=run.objective.kl_coef > 0, sketch_basis=first_basis(run)
     )
     state = place(state, session.mesh)
+    source, skipped = setup.prompts_of(run, task, "train")
+    if skipped:
+        limit = f"config.sampling.max_prompt_length = {run.rollouts.max_prompt_length}"
+        share = f"{skipped} of {len(task.source('train'))} prompts"
+        session.warn(f"{share} are over {limit} and were skipped")
     iterator = prompt_batches(
-        task.source("train"), task.tokenizer, batch_size=run.rollouts.prompts_per_step,
+        source, task.tokenizer, batch_size=run.rollouts.prompts_per_step,
         max_prompt_length=run.rollouts.max_prompt_length, seed=run.seed,
     )
     generate = generation.jit_sampler(
         session.policy, state.params, session.mesh,
         group_size=group_size, config=run.sampling, tokenizer=task.tokenizer,
+        waves=setup.training_waves(run, setup.policy_config(run, task)),
     )
     assemble = generation.jit_assemble(session.mesh, group_size)
     make_step = functools.partial(jit_train_step, run, session.policy, optimizer, session.mesh, state)
@@ -230,19 +161,26 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         batch = next(iterator)
         prompts, mask = batch["prompt_tokens"], batch["prompt_mask"]
         samples = generate(state.params, prompts, mask, key_of(state))
-        rewards, rewarded, failure = generation.grade_samples(task, samples, batch["references"], group_size)
-        if failure:
-            session.console.print(f"grader failed: {failure}", style="yellow")
         lengths = jax.device_get(samples.lengths)
+        sampled = time.perf_counter()
+        grades = generation.grade_samples(task, session.grade, samples, batch["references"], group_size)
+        graded = time.perf_counter()
+        if grades.errors.count:
+            lost = f"{grades.errors.count} of {len(grades.rewards)} rewards are missing"
+            session.warn(f"{lost}, the first: {grades.errors.first}")
         trimmed = generation.batch_lengths(run, mask, lengths)  # the update pays for the longest row, not the limit
-        rollouts = assemble(prompts, mask, samples, rewards, rewarded, trimmed)
+        rollouts = assemble(prompts, mask, samples, grades.rewards, grades.rewarded, trimmed)
         tokens = float(lengths.sum())
         state, metrics = step_fns[bool(every) and number % every == 0](state, rollouts)
         number += 1
         seconds = time.perf_counter() - began
-        return state, metrics, {"seconds": seconds, "tokens_per_second": tokens / seconds}
+        host = {"seconds": seconds, "tokens_per_second": tokens / seconds,
+                "sampling_seconds": sampled - began, "grading_seconds": graded - sampled}  # fmt: skip
+        if run.task_name == "mixture":
+            host |= generation.rewards_by_source(batch["ids"], grades, group_size)
+        return state, metrics, host
 
-    judge = make_judge(session, state.params)
+    judge = make_judge(run, task, session.policy, state.params, session.mesh, session.grade)
 
     def begin(step: int) -> None:
         nonlocal number
@@ -256,26 +194,6 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
     return {"steps": run.steps, "before": records[0], "after": records[-1], "salt": run.geometry.enabled}
 
 
-def make_judge(session: Session, params: Any) -> Callable[[Any], Evaluation]:
-    """A function from parameters to greedy accuracy on the test split."""
-    run, task = session.run, session.task
-    source = task.source("test")
-    problems = [source[i] for i in range(min(run.evaluation.problems, len(source)))]
-    greedy = SamplingConfig(max_new_tokens=run.sampling.max_new_tokens, temperature=0.0)
-    generate = generation.jit_sampler(
-        session.policy, params, session.mesh, group_size=1, config=greedy, tokenizer=task.tokenizer
-    )
-
-    def judge(params: Any) -> Evaluation:
-        batches = prompt_batches(
-            problems, task.tokenizer, batch_size=run.evaluation.batch_size,
-            max_prompt_length=run.rollouts.max_prompt_length, seed=0, shuffle=False, repeat=False,
-        )
-        return evaluate(lambda prompts, mask: generate(params, prompts, mask, jax.random.key(0)), batches, task)
-
-    return judge
-
-
 def run_phase(
     session: Session,
     checkpoints: Checkpoints,
@@ -286,7 +204,7 @@ def run_phase(
     label: str,
     total: int,
     records: str,
-    judge: Callable[[Any], Evaluation] | None = None,
+    judge: Judge | None = None,
     every: int = 0,
     begin: Callable[[int], None] | None = None,
 ) -> TrainState:
@@ -308,10 +226,10 @@ def run_phase(
     )
     last_saved = str(checkpoints.directory / str(latest)) if latest is not None else "none yet"
     pending: tuple[int, dict[str, Any], dict[str, float]] | None = None
-    fallbacks = False
+    fallbacks = cut_off = False
 
     def flush() -> None:
-        nonlocal pending, fallbacks
+        nonlocal pending, fallbacks, cut_off
         if pending is not None:
             step, metrics, host = pending
             pending = None
@@ -321,13 +239,21 @@ def run_phase(
             if values.get("salt/eigh_fallback") and not fallbacks:
                 fallbacks = True
                 text = "iterated eigenvectors were refused and a full eigh was used, slower and no less right"
-                session.console.print(f"step {step}: {text}; salt/eigh_fallback in the metrics counts", style="yellow")
+                session.warn(f"step {step}: {text}; salt/eigh_fallback in the metrics counts")
+            above = values.get("truncated", 0.0) > run.logging.warn_truncated
+            if above and not cut_off:  # once each time the share rises past the limit
+                limit = f"config.sampling.max_new_tokens = {run.sampling.max_new_tokens}"
+                share = f"{values['truncated']:.0%} of the completions were cut off at {limit}"
+                session.warn(f"step {step}: {share}, where few are right")
+            cut_off = above
 
     def evaluate_at(step: int) -> None:
         if judge is not None:
-            result = judge(state.params)
-            text = f"greedy accuracy {result.accuracy:.3f} on {result.problems} held-out problems"
-            writer.note(folder / workdir.EVALUATIONS, step, result._asdict(), text)
+            results = judge(state.params)
+            if run.evaluation.keep_texts:
+                (folder / workdir.TEXTS).mkdir(exist_ok=True)
+                write_problems(folder / workdir.TEXTS / f"{step}.jsonl", results)
+            writer.note(folder / workdir.EVALUATIONS, step, record(run, results), sentence(run, score(run, results)))
 
     def save(step: int) -> None:
         nonlocal last_saved

@@ -118,10 +118,10 @@ class MetricWriter:
                 f"{self._label} {step}/{self._total}  {shown}  ETA {eta}", highlight=False, soft_wrap=True
             )
 
-    def note(self, path: Path, step: int, values: Mapping[str, float], text: str) -> None:
-        """Records an evaluation: a line in its own file, an event, and a line on screen."""
+    def note(self, path: Path, step: int, values: Mapping[str, float | None], text: str) -> None:
+        """Records an evaluation: a line in its own file, events, and a line on screen; None is undefined, no event."""
         append_record(path, {"step": step, **values})
-        self._send(step, {f"evaluation/{name}": value for name, value in values.items()})
+        self._send(step, {f"evaluation/{name}": value for name, value in values.items() if value is not None})
         self._console.print(f"{self._label} {step}/{self._total}  {text}", highlight=False, soft_wrap=True)
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from salt_jax import geometry, salt
 from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
 from salt_jax.rollout import RolloutBatch, bundle
-from salt_jax.training.config import RunConfig
+from salt_jax.training.settings import RunConfig
 
 Array = jax.Array
 AFTER = ("n_eff_after", "coefficient_distortion", "update_deviation")  # about a', not a

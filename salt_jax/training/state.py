@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.transformer import Decoder
-from salt_jax.training.config import OptimizerConfig
+from salt_jax.training.settings import OptimizerConfig
 
 Array = jax.Array
 

@@ -28,8 +28,8 @@ from salt_jax.objective.objective import advantages as group_relative_advantages
 from salt_jax.objective.objective import loss as policy_objective
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
 from salt_jax.rollout import RolloutBatch, bundle, unbundle
-from salt_jax.training.config import RunConfig
 from salt_jax.training.reweighting import mini_batch_gram, observe_and_reweight, sketch_of
+from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
 from salt_jax.training.state import TrainState, vocabulary

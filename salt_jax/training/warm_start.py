@@ -17,7 +17,7 @@ from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Task, solution_batches
-from salt_jax.training.config import RunConfig
+from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
 from salt_jax.training.state import TrainState, make_optimizer, vocabulary

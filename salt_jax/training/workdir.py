@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from salt_jax.training.config import ConfigError
+from salt_jax.training.settings import ConfigError
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"  # one JSON object a training step
 EVALUATIONS = "evaluations.jsonl"  # one a held-out evaluation
+TEXTS = "evaluations"  # folder of completions, one file an evaluation, with config.evaluation.keep_texts
 WARM_START = "warm_start.jsonl"  # one a warm-start step
 SUMMARY = "summary.json"  # before, after, wall time; written when the run has ended
 _TEMPORARY = ".writing-"

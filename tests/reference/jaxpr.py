@@ -14,10 +14,14 @@ def largest_array(jaxpr: Any) -> int:
 
 def shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
     """Shapes of every equation's outputs, in this jaxpr and in those nested in its parameters."""
+    return (tuple(getattr(aval, "shape", ())) for aval in outputs(jaxpr))
+
+
+def outputs(jaxpr: Any) -> Iterator[Any]:
+    """Abstract values, with shape and dtype, of the same."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        for variable in equation.outvars:
-            yield tuple(getattr(variable.aval, "shape", ()))
+        yield from (variable.aval for variable in equation.outvars)
         for parameter in equation.params.values():
             for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    yield from shapes(inner)
+                    yield from outputs(inner)

@@ -12,8 +12,8 @@ from jax.sharding import PartitionSpec
 from salt_jax.policy.sampler import sample
 from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
-from salt_jax.training.config import OptimizerConfig
 from salt_jax.training.reweighting import first_basis
+from salt_jax.training.settings import OptimizerConfig
 from salt_jax.training.sharding import batch_sharding, make_mesh, path_of, replicated, tree_shardings
 from tests import training_setup as setup
 

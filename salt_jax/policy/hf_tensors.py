@@ -1,0 +1,297 @@
+"""Hugging Face's tensors and the decoder's parameters: names, shapes, and reading only what a device needs.
+
+A tensor of a checkpoint is one layer's, its kernels (out, in); a parameter is all layers', its kernels (in, out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+
+from salt_jax.policy.hf_config import read_json
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.transformer import Decoder
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+HEAD = "lm_head.weight"
+
+# A parameter of the decoder -> its tensor, {} the layer.
+NAMES = {
+    "embedding": "model.embed_tokens.weight",
+    "layers/attention_norm": "model.layers.{}.input_layernorm.weight",
+    "layers/q": "model.layers.{}.self_attn.q_proj.weight",
+    "layers/k": "model.layers.{}.self_attn.k_proj.weight",
+    "layers/v": "model.layers.{}.self_attn.v_proj.weight",
+    "layers/o": "model.layers.{}.self_attn.o_proj.weight",
+    "layers/q_bias": "model.layers.{}.self_attn.q_proj.bias",
+    "layers/k_bias": "model.layers.{}.self_attn.k_proj.bias",
+    "layers/v_bias": "model.layers.{}.self_attn.v_proj.bias",
+    "layers/q_norm": "model.layers.{}.self_attn.q_norm.weight",
+    "layers/k_norm": "model.layers.{}.self_attn.k_norm.weight",
+    "layers/mlp_norm": "model.layers.{}.post_attention_layernorm.weight",
+    "layers/gate": "model.layers.{}.mlp.gate_proj.weight",
+    "layers/up": "model.layers.{}.mlp.up_proj.weight",
+    "layers/down": "model.layers.{}.mlp.down_proj.weight",
+    "final_norm": "model.norm.weight",
+    "head": HEAD,
+}
+
+Index = tuple[slice, ...]
+
+
+class TensorFacts(NamedTuple):
+    """What a header says of a tensor: its shape, its type's name there, and its bytes on disk."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+class Tensors(Protocol):
+    """A file or folder of tensors in Hugging Face's names and layouts."""
+
+    @property
+    def facts(self) -> Mapping[str, TensorFacts]:
+        """By name."""
+        ...
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """The slice of a tensor, and nothing else of it."""
+        ...
+
+
+def abstract_params(config: TransformerConfig) -> Any:
+    """Shapes and dtypes of the decoder's parameters, the tree that training starts from; nothing is allocated.
+
+    Example:
+      >>> config = TransformerConfig(vocab_size=16, d_model=8, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4,
+      ...                            mlp_dim=16)
+      >>> abstract_params(config)["layers"]["k"].shape
+      (3, 8, 4)
+    """
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a parameter lies in a checkpoint: one tensor, or one a layer; transposed where it is a kernel."""
+
+    names: tuple[str, ...]
+    stacked: bool
+    transposed: bool
+    shape: tuple[int, ...]  # the parameter's
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Of each of its tensors."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.transposed else shape
+
+
+def places(config: TransformerConfig) -> Any:
+    """The tree of parameters with a ``Place`` at each leaf."""
+
+    def place(key_path: Any, leaf: Any) -> Place:
+        path = jax.tree_util.keystr(key_path, simple=True, separator="/")
+        stacked = path.startswith("layers/")
+        names = tuple(NAMES[path].format(i) for i in range(config.num_layers)) if stacked else (NAMES[path],)
+        transposed = len(leaf.shape) - stacked == 2 and path != "embedding"
+        return Place(names, stacked, transposed, leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(place, abstract_params(config))
+
+
+def expected_shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a checkpoint of ``config`` and its shape."""
+    leaves = jax.tree.leaves(places(config))
+    return {name: place.tensor_shape for place in leaves for name in place.names}
+
+
+def check(tensors: Tensors, config: TransformerConfig, where: str, dtypes: tuple[str, ...] | None = None) -> None:
+    """That the headers hold what ``config`` needs and nothing else.
+
+    Two kinds of extra tensors are known: inv_freq buffers of old files, which are the rotary frequencies that
+    ``config`` gives too, and lm_head.weight beside tied embeddings, which ``load`` compares with them.
+
+    Args:
+      tensors: their headers are read, their data is not.
+      config: what the checkpoint's configuration says.
+      where: what messages call it.
+      dtypes: those that can be read; None for any.
+
+    Raises:
+      ValueError: for the first tensor that is missing, unexpected, of another shape or of another dtype.
+    """
+    expected, found = expected_shapes(config), tensors.facts
+    if config.tied_embeddings and HEAD in found:
+        expected[HEAD] = (config.vocab_size, config.d_model)
+    extra = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
+    for name, shape in expected.items():
+        if name not in found:
+            others = difflib.get_close_matches(name, extra, 1, cutoff=0.0)
+            hint = "".join(f"; there is {other} {found[other].shape} instead" for other in others)
+            raise ValueError(f"{where}: tensor {name} {shape} is missing{hint}")
+        if found[name].shape != shape:
+            raise ValueError(f"{where}: tensor {name} must have shape {shape}, got {found[name].shape}")
+        if dtypes and found[name].dtype not in dtypes:
+            raise ValueError(f"{where}: tensor {name} must be one of {', '.join(dtypes)}, got {found[name].dtype}")
+    if extra:
+        near = difflib.get_close_matches(extra[0], expected, 1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{where}: tensor {extra[0]} {found[extra[0]].shape} has no place in this model, whose nearest is "
+            f"{near} {expected[near]}"
+        )
+
+
+def on_default_device(tree: Any) -> Any:
+    """The sharding of every leaf where none is asked for: all of it on the device that jax_default_device names."""
+    default = jax.device_put(np.float32(0)).sharding
+    return jax.tree.map(lambda _: default, tree)
+
+
+def load(tensors: Tensors, config: TransformerConfig, shardings: Any | None, where: str) -> Any:
+    """The parameters in float32, each device's part read by itself.
+
+    One parameter's parts for this process's devices are on the host at a time.
+
+    Args:
+      tensors: what ``check`` has seen.
+      config: the same.
+      shardings: a tree like the parameters; None puts everything on the default device.
+      where: what messages call the checkpoint.
+
+    Raises:
+      ValueError: if embeddings are tied and a stored lm_head.weight is another matrix.
+    """
+    if config.tied_embeddings and HEAD in tensors.facts:
+        _check_tied(tensors, config, where)
+    layout = places(config)
+    shardings = on_default_device(layout) if shardings is None else shardings
+    with jax.transfer_guard("allow"):  # this is what it is for
+        return jax.tree.map(lambda place, sharding: _load_leaf(tensors, place, sharding), layout, shardings)
+
+
+def _load_leaf(tensors: Tensors, place: Place, sharding: jax.sharding.Sharding) -> jax.Array:
+    @functools.cache  # replicas share what is read
+    def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        index = tuple(slice(*pair) for pair in bounds)
+        names, inner = (place.names[index[0]], index[1:]) if place.stacked else (place.names, index)
+        out = np.empty([stop - start for start, stop in bounds], np.float32)
+        for layer, name in zip(out if place.stacked else [out], names, strict=True):
+            tensor = tensors.read(name, inner[::-1] if place.transposed else inner)
+            layer[...] = tensor.T if place.transposed else tensor
+        return out
+
+    def callback(index: Index | None) -> np.ndarray:
+        assert index is not None  # it is only for arrays without elements
+        return part(tuple(s.indices(size)[:2] for s, size in zip(index, place.shape, strict=True)))
+
+    return jax.make_array_from_callback(place.shape, sharding, callback, dtype=np.float32)
+
+
+def _check_tied(tensors: Tensors, config: TransformerConfig, where: str, rows: int = 4096) -> None:
+    for start in range(0, config.vocab_size, rows):
+        index = (slice(start, min(start + rows, config.vocab_size)), slice(0, config.d_model))
+        embedding, head = (tensors.read(name, index).astype(np.float32) for name in (NAMES["embedding"], HEAD))
+        if not np.array_equal(embedding.view(np.uint32), head.view(np.uint32)):
+            raise ValueError(
+                f"{where}: tie_word_embeddings is true but {HEAD} is not {NAMES['embedding']}; drop one of them"
+            )
+
+
+class Safetensors:
+    """The tensors of a Hugging Face folder: one file, or shards and their index.
+
+    Args:
+      folder: with model.safetensors or model.safetensors.index.json. Headers are read here, data by ``read``.
+
+    Raises:
+      ImportError: without the extra 'hf'.
+      ValueError: naming the file, and the tensor where one is to blame.
+    """
+
+    DTYPES = ("F32", "BF16", "F16")
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise ImportError("safetensors files need the extra 'hf': pip install 'salt-jax[hf]'") from None
+        self._files: dict[str, Any] = {}
+        self.facts: dict[str, TensorFacts] = {}
+        for file, names in _files(folder).items():
+            path = folder / file
+            if not path.is_file():
+                held = f", which holds {names[0]}" if names else ""
+                raise ValueError(f"{folder}: {INDEX} names {file}{held}, and there is no such file")
+            _check_file(path)
+            try:
+                handle = safe_open(path, framework="numpy")
+            except SafetensorError as error:
+                raise ValueError(f"{path} is not a safetensors file: {error}") from None
+            stored = list(handle.keys())
+            if names is not None and set(names) != set(stored):
+                name = min(set(names) ^ set(stored))
+                says, lacks = (INDEX, file) if name in names else (file, f"{INDEX} for {file}")
+                raise ValueError(f"{folder}: {says} holds tensor {name} and {lacks} does not")
+            for name in stored:
+                part = handle.get_slice(name)
+                shape, dtype = tuple(part.get_shape()), part.get_dtype()
+                bits = int(re.sub(r"^[A-Z]+(\d+).*", r"\1", dtype)) if dtype != "BOOL" else 8
+                self.facts[name] = TensorFacts(shape, dtype, int(np.prod(shape)) * bits // 8)
+                self._files[name] = handle
+
+    def read(self, name: str, index: Index) -> np.ndarray:
+        """The slice of a tensor, in the dtype of the file."""
+        return self._files[name].get_slice(name)[index]
+
+
+def _files(folder: Path) -> dict[str, list[str] | None]:
+    """The folder's files, with the tensors that the index says each has; None where there is no index."""
+    if (folder / WEIGHTS).exists():
+        return {WEIGHTS: None}
+    if (folder / INDEX).exists():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{folder / INDEX}: weight_map must name the file of every tensor")
+        files: dict[str, list[str] | None] = {}
+        for name, file in weight_map.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise ValueError(f"{folder / INDEX}: tensor {name} must be in a file of this folder, got {file!r}")
+            files.setdefault(file, []).append(name)  # type: ignore[union-attr]
+        return files
+    others = sorted(path.name for path in folder.glob("*.bin"))
+    if others:
+        raise ValueError(
+            f"{folder} has its weights in {others[0]} only, which is a pickle; convert it where it is trusted: "
+            f"transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    raise ValueError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
+
+
+def _check_file(path: Path) -> None:
+    """That a file is as long as its header says; the library's own complaint names no tensor."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError(f"{path} is not a safetensors file, or is cut off within its header ({size} bytes)")
+        try:
+            header = json.loads(file.read(length))
+            ends = {name: 8 + length + facts["data_offsets"][1] for name, facts in header.items()
+                    if name != "__metadata__"}  # fmt: skip
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path} is not a safetensors file: {error!r} in its header") from None
+    for name, end in sorted(ends.items(), key=lambda item: item[1]):
+        if end > size:
+            raise ValueError(f"{path} is cut off: tensor {name} ends at byte {end}, the file at {size}")

@@ -1,0 +1,167 @@
+"""GSM8K: grade-school word problems (Cobbe et al., 2021), 7,473 to train on and 1,319 to test."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from salt_jax.tasks.records import Row, read_rows
+from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
+from salt_jax.tasks.task import Example, Source, Task
+from salt_jax.tasks.tokenizers import Tokenizer
+
+SPLITS = ("train", "test")
+PREPARE = (
+    "`import tensorflow_datasets.text; tensorflow_datasets.builder('gsm8k', data_dir=FOLDER,"
+    " file_format='array_record').download_and_prepare()`"
+)
+FILE_NAMES = ("{}.jsonl", "{}.jsonl.gz", "{}.json", "{}.parquet", "{}-00000-of-00001.parquet")
+_ANSWER = re.compile(r"(.*?)\n?\s*####\s*(-?[\d,]*\.?\d+)\s*", re.DOTALL)
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # '48/2 = <<48/2=24>>24': notes for a calculator, not for people
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """Rows of a split, read as examples when they are asked for."""
+
+    split: str
+    rows: Sequence[Any]
+    make_row: Callable[[int, Any], Row]
+    suffix: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = self.make_row(index, self.rows[index])
+        reasoning, answer = _split_answer(row)
+        solution = f"{reasoning}\nThe answer is \\boxed{{{answer}}}.".lstrip()
+        prompt = with_suffix(row.text("question"), self.suffix)
+        return Example(prompt, answer, solution, f"{self.split}/{index}")
+
+
+def make_gsm8k(
+    data_dir: str | os.PathLike[str],
+    path: str = "",
+    suffix: str = STEP_BY_STEP,
+    boxed_only: bool = False,
+    last_number: bool = False,
+    tokenizer: Tokenizer | None = None,
+) -> Task:
+    r"""The GSM8K task, from a data set that TFDS prepared, or from local files; nothing is ever downloaded.
+
+    In the folder there is either of
+
+    - ``gsm8k/1.0.0/``, as TFDS leaves it where there is a network::
+
+        import tensorflow_datasets.text  # registers the builder
+        tensorflow_datasets.builder("gsm8k", data_dir=FOLDER, file_format="array_record").download_and_prepare()
+
+      The file format must be array_record, which can be read at random, and without TensorFlow. This form
+      goes first where both are there.
+    - a file a split, train and test, as .jsonl, .jsonl.gz, .json or .parquet, with the columns
+
+    ============  ======================================================================================
+    column        meaning
+    ============  ======================================================================================
+    question      text
+    answer        reasoning, then '#### ' and a number, '1,234' being 1234
+    ============  ======================================================================================
+
+    A solution is the reasoning without its calculator's notes, <<48/2=24>>, and the answer in a box.
+
+    Args:
+      data_dir: the folder, where ``path`` is ''.
+      path: the folder.
+      suffix: what a problem is followed by; '' for nothing.
+      boxed_only: only an answer in a box counts.
+      last_number: without a box the last number counts.
+      tokenizer: the model's.
+
+    Returns:
+      A task with splits 'train' and 'test'.
+
+    Raises:
+      ValueError: a setting, folder, file or row that will not do, named.
+    """
+    tokenizer = need_tokenizer("gsm8k", tokenizer)
+    check_text(path=path, suffix=suffix)
+    grader = math_grader(boxed_only, last_number)
+    folder = os.path.expanduser(path or os.fspath(data_dir))
+    prepared = _prepared(folder)
+    splits = _open_prepared(prepared, suffix) if prepared else _open_files(folder, suffix)
+    for source in splits.values():
+        for index in range(len(source)):
+            source[index]  # a row that will not do is found here, not in the middle of a run
+    return Task("gsm8k", tokenizer, splits, grader)
+
+
+def _split_answer(row: Row) -> tuple[str, str]:
+    match = _ANSWER.fullmatch(row.text("answer"))
+    if not match or not match[2].strip(","):
+        raise row.error("'answer' does not end with '#### ' and a number")
+    return _CALCULATOR.sub("", match[1]).strip(), match[2].replace(",", "")
+
+
+def _prepared(folder: str) -> str | None:
+    """The newest version's folder of a data set that TFDS prepared."""
+    top = os.path.join(folder, "gsm8k")
+    names = os.listdir(top) if os.path.isdir(top) else []
+    versions = [name for name in names if re.fullmatch(r"\d+\.\d+\.\d+", name)]  # not incomplete.*_1.0.0
+    complete = [name for name in versions if os.path.isfile(os.path.join(top, name, "dataset_info.json"))]
+    newest = max(complete, key=lambda name: [int(n) for n in name.split(".")], default=None)
+    return newest and os.path.join(top, newest)
+
+
+def _open_prepared(folder: str, suffix: str) -> dict[str, Source]:
+    with open(os.path.join(folder, "dataset_info.json"), encoding="utf-8") as file:
+        try:
+            file_format = json.load(file).get("fileFormat")
+        except ValueError:
+            raise ValueError(f"path: {folder}/dataset_info.json is no JSON") from None
+    if file_format != "array_record":
+        raise ValueError(
+            f"path: {folder} is in the format {file_format}, which cannot be read at random; prepare it again with"
+            f" {PREPARE}"
+        )
+    # From its folder: TFDS's own builder of this name would ask the network what versions there are.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(folder)
+
+    def make_row(split: str) -> Callable[[int, Any], Row]:
+        return lambda index, record: Row(f"path: {folder} {split} record {index}", record)
+
+    sources: dict[str, Source] = {}
+    for split in SPLITS:
+        if split not in builder.info.splits:
+            raise ValueError(
+                f"path: {folder} has no split {split}; splits there: {', '.join(builder.info.splits)}"
+            )
+        records = builder.as_data_source(split)
+        if not len(records):
+            raise ValueError(f"path: {folder} {split} is an empty data set")
+        sources[split] = _Examples(split, records, make_row(split), suffix)
+    return sources
+
+
+def _open_files(folder: str, suffix: str) -> dict[str, Source]:
+    sources: dict[str, Source] = {}
+    for split in SPLITS:
+        names = [name.format(split) for name in FILE_NAMES]
+        found = [name for name in names if os.path.isfile(os.path.join(folder, name))]
+        if len(found) > 1:
+            raise ValueError(f"path: {folder} has {' and '.join(found)}; keep one")
+        if not found:
+            raise ValueError(
+                f"path: {folder} has neither gsm8k/1.0.0, which {PREPARE} makes where there is a network, nor one of"
+                f" {', '.join(names)}; GSM8K is on the Hugging Face hub as"
+                " openai/gsm8k, config main"
+            )
+        rows = list(read_rows(os.path.join(folder, found[0]), setting="path"))
+        sources[split] = _Examples(split, rows, lambda _, row: row, suffix)
+    return sources

