@@ -47,7 +47,9 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
     c.sampling.max_new_tokens = 24
     c.learner.microbatches = 2
     c.salt.scope = "group"
-    c.task.settings.max_digits = 1
+    # three numbers of one digit: with fewer there are too few problems to hold any out
+    c.task.settings.update(min_terms=3, max_terms=3, min_digits=1, max_digits=1)
+    c.task.num_train, c.task.num_test = 1000, 64
     c.optimizer.learning_rate = 1e-5
     c.steps = 60
     c.evaluation.every = 20

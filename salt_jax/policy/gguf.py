@@ -159,6 +159,11 @@ def _shortest(value: float) -> float:
     return float(str(np.float32(value)))
 
 
+def has_tokenizer(path: Path) -> bool:
+    """Whether the file says how its vocabulary is written."""
+    return open_reader(path).get_field("tokenizer.ggml.tokens") is not None
+
+
 def copy_metadata(source: Path, target: Path) -> None:
     """A GGUF file of the metadata alone: the tokenizer and the chat template, without the weights."""
     import gguf

@@ -47,8 +47,8 @@ def export(
       config: theirs.
       folder: a new one, or an empty one.
       source: the checkpoint that the parameters began as: its config.json (but for the dtype),
-        generation_config.json and tokenizer are carried over. None writes config.json from ``config``. A GGUF file's
-        tokenizer is no file of Hugging Face's: give one as ``tokenizer``.
+        generation_config.json and tokenizer are carried over, a GGUF file's as a tokenizer.json. None writes
+        config.json from ``config``.
       tokenizer: a folder whose tokenizer files are taken instead of the source's.
       dtype: 'bfloat16' or 'float32', of every tensor.
       max_shard_bytes: of a file; more makes several and an index. A larger tensor has a file to itself.
@@ -224,6 +224,11 @@ def _copy_tokenizer(source: Path | None, target: Path, *, with_gguf: bool = Fals
     if source.is_file():
         if with_gguf:
             gguf.copy_metadata(source, target / gguf.TOKENIZER)
+        elif gguf.has_tokenizer(source):
+            # here, because it imports the room of tasks, which the rest of this file does without
+            from salt_jax.tasks.hf_tokenizer import gguf_tokenizer
+
+            gguf_tokenizer(source).save_pretrained(target)
         return
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

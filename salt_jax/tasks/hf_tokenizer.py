@@ -132,7 +132,7 @@ def load_tokenizer(
       ImportError: the extra is not installed.
     """
     source = Path(source)
-    raw = _from_gguf(source) if source.suffix == ".gguf" else _from_folder(source)
+    raw = gguf_tokenizer(source) if source.suffix == ".gguf" else _from_folder(source)
     tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
     check_vocabulary(tokenizer, vocab_size, str(source))
     return tokenizer
@@ -170,8 +170,15 @@ GGUF_PRE_TOKENIZERS = ("smollm",)
 _CONTROL = 3  # a token type of GGUF: special, written out but never merged
 
 
-def _from_gguf(path: Path) -> Any:
-    """Built from the file's metadata: ``transformers`` reads it too, but only where torch is installed."""
+def gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer of a GGUF file as one of ``transformers``, built from the file's metadata.
+
+    ``transformers`` reads such files too, but only where torch is installed.
+
+    Raises:
+      ValueError: a kind of tokenizer that is not supported, naming it.
+      ImportError: the extra is not installed.
+    """
     try:
         import gguf
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -100,7 +100,7 @@ def check_deadline(run: RunConfig, task: Task) -> None:
     limits = [arguments["wall_limit"] for arguments in (own, *parts) if "wall_limit" in arguments]
     if limits and run.grading.deadline <= max(limits):
         limit = f"a program of config.task may run for {max(limits):g} s (1.5 x time_limit)"
-        raise ConfigError(f"config.grading.deadline = {run.grading.deadline:g} is not allowed; allowed: more, as {limit}")
+        raise ConfigError(f"config.grading.deadline = {run.grading.deadline:g} is too short: {limit}")
 
 
 def checked_mesh(run: RunConfig, config: TransformerConfig) -> Mesh:

@@ -61,7 +61,7 @@ def test_where_the_answer_stands():
     for extract, text in texts.items():
         assert score_answer(text, reference, extract=extract) == (1.0, answer)
     assert score_answer(answer, reference) == (0.0, None)
-    with pytest.raises(GraderError, match="extract = 'box' is unknown; allowed: tag, boxed, last_line, last_number, text"):
+    with pytest.raises(GraderError, match="'box' is unknown; allowed: tag, boxed, last_line, last_number, text"):
         score_answer(answer, reference, extract="box")
 
 
