@@ -11,11 +11,12 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import config_flags
 
+from salt_jax.graders import GraderError
 from salt_jax.training.config import ConfigError, unknown_key
 from salt_jax.training.metrics import NonFiniteError
 
 BAD_INPUT = 2  # wrong input: nothing was compiled, nothing written
-STOPPED = 1  # the run stopped itself; its message names the step and the last good checkpoint
+STOPPED = 1  # the run stopped itself: a statistic that is not finite (its message names the step), or no grader
 INTERRUPTED = 130  # Ctrl-C; what was being saved has been saved
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -95,7 +96,7 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except NonFiniteError as error:
+    except (NonFiniteError, GraderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:

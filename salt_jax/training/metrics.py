@@ -53,15 +53,18 @@ def check_finite(step: int, values: Mapping[str, float], checkpoint: str) -> Non
 
 
 def headline(values: Mapping[str, float]) -> str:
-    """The metrics a person watches, in one line.
+    """The metrics a person watches, in one line; without those of SALT where no group has a signal to reweight.
 
     Example:
       >>> headline({"reward": 0.25, "salt/alpha": 0.5, "grad_norm": 1.0})
       'reward 0.250  α 0.50'
+      >>> headline({"reward": 0.0, "salt/alpha": 1.0, "groups_with_signal": 0.0})
+      'reward 0.000  no signal'
     """
-    return "  ".join(
-        f"{label} {format(values[name], spec)}" for name, (label, spec) in SHOWN.items() if name in values
-    )
+    signal = values.get("groups_with_signal", 1.0) > 0
+    shown = {name: of for name, of in SHOWN.items() if name in values and (signal or not name.startswith("salt/"))}
+    parts = [f"{label} {format(values[name], spec)}" for name, (label, spec) in shown.items()]
+    return "  ".join(parts if signal else [*parts, "no signal"])
 
 
 class MetricWriter:

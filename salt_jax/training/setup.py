@@ -88,6 +88,8 @@ def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str]) -> Task:
         with naming("config.sampling."):
             prompts_of(run, task, split)
     check_deadline(run, task)
+    with naming("config.grading: "), grading(run, task) as grade:  # a grader that cannot start is found now
+        grade([""], [task.source(splits[0])[0].reference])
     return task
 
 

@@ -89,7 +89,7 @@ def train_step(
     group_size = run.rollouts.rollouts_per_prompt
     graded = rollouts.rewarded & rollouts.valid
     advantages = group_relative_advantages(rollouts.rewards, group_size, run.objective, rewarded=graded)
-    metrics = reward_metrics(rollouts, advantages, group_size)
+    metrics = reward_metrics(rollouts, advantages, group_size, run.evaluation.correct_from)
     batch = Batch(rollouts, advantages)
     if run.objective.kl_coef:
         scores, _ = harvest(run, policy, state.ref_params, rollouts, layout=layout)
@@ -332,8 +332,10 @@ def track_entropy(entropy: Array, rollouts: RolloutBatch, seen: Array) -> tuple[
     return now, jnp.stack([jnp.minimum(seen[0], now), jnp.maximum(seen[1], now)])
 
 
-def reward_metrics(rollouts: RolloutBatch, advantages: Array, group_size: int) -> dict[str, Array]:
-    """Rewards, success, lengths, truncation and missing grades of a rollout batch."""
+def reward_metrics(
+    rollouts: RolloutBatch, advantages: Array, group_size: int, correct_from: float = 1.0
+) -> dict[str, Array]:
+    """Rewards, the share of correct ones, lengths, truncation and missing grades of a rollout batch."""
     valid = rollouts.valid
     graded = valid & rollouts.rewarded
     count, rows = jnp.maximum(jnp.sum(graded), 1), jnp.maximum(jnp.sum(valid), 1)
@@ -341,7 +343,7 @@ def reward_metrics(rollouts: RolloutBatch, advantages: Array, group_size: int) -
     lengths = jnp.sum(rollouts.completion_mask, axis=1)
     return {
         "reward": jnp.sum(jnp.where(graded, rollouts.rewards, 0.0)) / count,
-        "accuracy": jnp.sum(graded & (rollouts.rewards > 0)) / count,
+        "accuracy": jnp.sum(graded & (rollouts.rewards >= correct_from)) / count,
         "groups_with_signal": jnp.sum(signal) / jnp.maximum(jnp.sum(jnp.any(bundle(valid, group_size), axis=1)), 1),
         "completion_length": jnp.sum(jnp.where(valid, lengths, 0)) / rows,
         "truncated": jnp.sum(valid & rollouts.truncated) / rows,
