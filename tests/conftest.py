@@ -5,9 +5,12 @@ pytest reads this file before it imports any test or salt_jax itself, so that th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +22,13 @@ _callers_xla_flags = os.environ.get("XLA_FLAGS", "")
 if _DEVICE_FLAG not in _callers_xla_flags:
     if "jax" in sys.modules:
         raise RuntimeError("tests/conftest.py must come before jax is imported: run pytest from the repository's root")
-    os.environ["XLA_FLAGS"] = f"{_callers_xla_flags} {_DEVICE_FLAG}={HOST_DEVICES}".strip()
+    # Programs of tests run for a millisecond: optimising them would double the time to compile them.
+    quick = "" if "--xla_backend_optimization_level" in _callers_xla_flags else "--xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = f"{_callers_xla_flags} {quick} {_DEVICE_FLAG}={HOST_DEVICES}".strip()
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one worker or child has compiled, no other compiles again
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="salt-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 

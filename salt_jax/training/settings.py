@@ -18,7 +18,7 @@ class ConfigError(ValueError):
     Example:
       >>> raise ConfigError("config.steps = -1 is not allowed; allowed: integers >= 0")
       Traceback (most recent call last):
-      salt_jax.training.config.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
+      salt_jax.training.settings.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
     """
 
 

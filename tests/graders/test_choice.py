@@ -113,4 +113,4 @@ def test_other_places_of_an_answer():
     assert last_tag("<answer></answer>") == ""
     assert last_line("a\n b \n\n") == "b"
     assert last_line(" \n") is None
-    assert set(EXTRACT) == {"tag", "boxed", "last_line", "text"}
+    assert set(EXTRACT) == {"tag", "boxed", "last_line", "last_number", "text"}
