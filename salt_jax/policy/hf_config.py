@@ -115,8 +115,9 @@ def _refuse(raw: Mapping[str, Any], kind: str, where: str) -> None:
     only: tuple[tuple[str, Any, Callable[[Any], bool], str], ...] = (
         ("architectures", raw.get("architectures"), lambda v: not v or v == wanted, f"{wanted}"),
         ("hidden_act", raw.get("hidden_act", "silu"), lambda v: v == "silu", "'silu'"),
-        # its fourth bias, on the attention's output, has no parameter here; Qwen2's three have
-        ("attention_bias", raw.get("attention_bias"), lambda v: not v, "false: the decoder has no o_proj.bias"),
+        # its fourth bias, on the attention's output, has no parameter here; Qwen2's three have, whatever the key says
+        ("attention_bias", raw.get("attention_bias"), lambda v: not v or kind == "qwen2",
+         "false: the decoder has no o_proj.bias"),
         ("mlp_bias", raw.get("mlp_bias"), lambda v: not v, "false"),
         ("quantization_config", raw.get("quantization_config"), lambda v: not v, "absent: dequantise first"),
         ("partial_rotary_factor", raw.get("partial_rotary_factor", rope.get("partial_rotary_factor")),

@@ -174,8 +174,7 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         state, metrics = step_fns[bool(every) and number % every == 0](state, rollouts)
         number += 1
         seconds = time.perf_counter() - began
-        host = {"seconds": seconds, "tokens_per_second": tokens / seconds,
-                "sampling_seconds": sampled - began, "grading_seconds": graded - sampled}  # fmt: skip
+        host = {"seconds": seconds, "tokens_per_second": tokens / seconds, "grading_seconds": graded - sampled}
         if run.task_name == "mixture":
             host |= generation.rewards_by_source(batch["ids"], grades, group_size)
         return state, metrics, host

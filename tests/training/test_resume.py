@@ -18,7 +18,7 @@ import pytest
 
 from tests.house import REPOSITORY
 
-TIMINGS = {"seconds", "tokens_per_second", "sampling_seconds", "grading_seconds"}
+TIMINGS = {"seconds", "tokens_per_second", "grading_seconds"}
 STEPS = 12
 
 
