@@ -90,11 +90,18 @@ def reward_figure(runs: Sequence[Run]) -> Figure:
             _finish(axes, runs, empty)
             axes.set_xlabel("training step")
         _unit_interval(left)
-        right.set_ylim(0, 1)
+        right.set_ylim(0, _accuracy_limit(runs))
         _label_ends(left, runs)
         _label_ends(right, runs, ".3f")
         _caption(figure, [_how(width)])
     return figure
+
+
+def _accuracy_limit(runs: Sequence[Run]) -> float:
+    """Where the accuracy's axis ends: 1, or a rounder multiple of what is there where all of it is low."""
+    ends = [series(run.evaluations, name)[1] for run in runs for name in ("accuracy", "accuracy_high")]
+    most = max((float(values.max()) for values in ends if values.size), default=1.0)
+    return next((top for top in (0.1, 0.2, 0.4) if most <= 0.8 * top), 1.0)
 
 
 def geometry_figure(runs: Sequence[Run]) -> Figure:

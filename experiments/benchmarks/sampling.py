@@ -6,9 +6,11 @@ Decoding reads every matrix of the policy and every key and value once a token, 
 
     tokens/s  <=  rollouts / (bytes a step / bytes a second)
 
-Bytes a step are the matrices in the compute dtype (an untied embedding is only looked up) and the keys and values of
-the mean position; bytes a second are measured with a matrix-vector product too large for any cache. Time a step is
-that of --new-tokens less that of one token, so that the prompts' forward pass is not in it. Weights are random.
+and with many rollouts arithmetic sets another: 2 operations a number of each matrix and rollout, against the rate of
+a large product in the compute dtype. Bytes a step are the matrices in the compute dtype (an untied embedding is only
+looked up) and the keys and values of the mean position; bytes a second are measured with a matrix-vector product too
+large for any cache. Time a step is that of --new-tokens less that of one token, so that the prompts' forward pass is
+not in it. Weights are random.
 """
 
 from __future__ import annotations
@@ -70,6 +72,13 @@ def read_rate(mebibytes: int, repeats: int) -> float:
     return rows * columns * 4 / min(timed(lambda: product(matrix, vector), repeats))
 
 
+def product_rate(size: int, dtype: str, repeats: int) -> float:
+    """Operations a second of the fastest of several products of two large matrices in a dtype."""
+    matrix = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.dot)
+    return 2 * size**3 / min(timed(lambda: product(matrix, matrix), repeats))
+
+
 def timed(call: Callable[[], Any], repeats: int) -> list[float]:
     """Seconds of each call, after one that is not counted."""
     jax.block_until_ready(call())
@@ -108,6 +117,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     rate = read_rate(options.read_mib, 5)
     matrices, cache = matrix_bytes(policy_config), cache_bytes(policy_config, sampling, options)
     least = (matrices + cache) / rate
+    operations = 2 * rows * matrices / jnp.dtype(policy_config.compute_dtype).itemsize
+    arithmetic = operations / (speed := product_rate(options.product_size, options.dtype, 5))
     return {
         "benchmark": "sampling",
         **report.surroundings(),
@@ -117,6 +128,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "memory": {
             "read_bytes_per_second": rate, "matrix_bytes": matrices, "cache_bytes": cache,
             "limit_tokens_per_second": rows / least, "share_of_limit": least / step,
+        },
+        "arithmetic": {
+            "operations_per_second": speed, "operations_a_step": operations,
+            "limit_tokens_per_second": rows / arithmetic, "share_of_limit": arithmetic / step,
         },
     }  # fmt: skip
 
@@ -128,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--cache-dtype", choices=("compute", "bfloat16"), default="compute")
     parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
-    defaults = {"prompts": 4, "rollouts": 16, "prompt": 64, "new-tokens": 64, "repeats": 3, "read-mib": 1024}
+    defaults = {"prompts": 4, "rollouts": 16, "prompt": 64, "new-tokens": 64}
+    defaults |= {"repeats": 3, "read-mib": 1024, "product-size": 2048}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json")
@@ -139,12 +155,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--{name} must be at least {least}")
     result = measure(options)
     report.print_surroundings(result)
-    speed, memory = result["tokens_per_second"], result["memory"]
+    speed, memory, arithmetic = result["tokens_per_second"], result["memory"], result["arithmetic"]
     rows = [
         ("generating, prompts included", f"{speed['whole']:,.0f} tokens/s"),
         ("decoding alone", f"{speed['decoding']:,.0f} tokens/s"),
         ("limit by memory", f"{memory['limit_tokens_per_second']:,.0f} tokens/s"),
-        ("share of the limit", f"{memory['share_of_limit']:.0%}"),
+        ("share of it", f"{memory['share_of_limit']:.0%}"),
+        ("limit by arithmetic", f"{arithmetic['limit_tokens_per_second']:,.0f} tokens/s"),
+        ("share of it", f"{arithmetic['share_of_limit']:.0%}"),
+        ("product rate", f"{arithmetic['operations_per_second'] / 1e9:,.0f} G/s"),
         ("read rate", f"{memory['read_bytes_per_second'] / 1e9:.1f} GB/s"),
         ("matrices, caches a step", f"{memory['matrix_bytes'] / 1e6:,.0f} MB, {memory['cache_bytes'] / 1e6:,.1f} MB"),
     ]

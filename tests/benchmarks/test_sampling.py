@@ -25,12 +25,15 @@ def test_matrix_bytes_are_those_of_the_parameters(tied):
 def test_it_measures_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file = tmp_path / "sampling.json"
     sampling.main(["--policy=tiny", "--prompts=2", "--rollouts=2", "--prompt=3", "--new-tokens=4", "--read-mib=4",
-                   "--repeats=1", f"--json={file}"])  # fmt: skip
+                   "--repeats=1", "--product-size=8", f"--json={file}"])  # fmt: skip
     result = json.loads(file.read_text())
     assert result["tokens_per_second"]["whole"] > 0
     # 2 layers, 2 key/value heads of width 8, keys and values, float32: 2 prompts of 3 and 4 rollouts of 4 / 2 tokens
     assert result["memory"]["cache_bytes"] == 2 * 2 * 2 * 8 * 4 * (2 * 3 + 4 * 2)
-    assert "share of the limit" in capsys.readouterr().out
+    d, mlp, layers, vocabulary = 32, 64, 2, 512
+    numbers = layers * (d * 8 * (2 * 4 + 2 * 2) + 3 * d * mlp) + d * vocabulary
+    assert result["arithmetic"]["operations_a_step"] == 2 * 4 * numbers
+    assert "limit by arithmetic" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [["--new-tokens=1"], ["--prompts=0"], ["--policy=absent"]])
