@@ -85,7 +85,7 @@ def _bad_override(argv: list[str]) -> str:
     return ""
 
 
-def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
+def run(main: Callable[[], None], argv: list[str] | None = None, *, resumes: bool = True) -> int:
     """Parses flags, runs ``main`` and turns known failures into one line on stderr and an exit status."""
     # Orbax and absl log every file they write; a person watches a progress line.
     logging.set_verbosity(logging.WARNING)
@@ -100,6 +100,7 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        next_time = "goes on from the last checkpoint" if resumes else "starts over; nothing was written"
+        print(f"interrupted: the same command {next_time}", file=sys.stderr)
         return INTERRUPTED
     return 0

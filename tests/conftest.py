@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -25,16 +25,20 @@ if _DEVICE_FLAG not in _callers_xla_flags:
     # Programs of tests run for a millisecond: optimising them would double the time to compile them.
     quick = "" if "--xla_backend_optimization_level" in _callers_xla_flags else "--xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = f"{_callers_xla_flags} {quick} {_DEVICE_FLAG}={HOST_DEVICES}".strip()
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what one worker or child has compiled, no other compiles again
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="salt-jax-tests-")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+if "SALT_JAX_TEST_COMPILATIONS" not in os.environ:  # for the tests and children that ask for it: ``subprocess_env``
+    os.environ["SALT_JAX_TEST_COMPILATIONS"] = tempfile.mkdtemp(prefix="salt-jax-tests-")
+    atexit.register(shutil.rmtree, os.environ["SALT_JAX_TEST_COMPILATIONS"], ignore_errors=True)
+COMPILATIONS = {  # what one of them has compiled, no other compiles again; storing it costs time where nobody does
+    "JAX_COMPILATION_CACHE_DIR": os.environ["SALT_JAX_TEST_COMPILATIONS"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -66,13 +70,24 @@ def no_transfers() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return lambda: jax.transfer_guard("disallow")
 
 
+@pytest.fixture(scope="module")
+def shared_compilations() -> Iterator[None]:
+    """A module that runs the same programs again and again loads them from what it compiled first."""
+    jax.config.update("jax_compilation_cache_dir", COMPILATIONS["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
 @pytest.fixture(scope="session")
 def subprocess_env() -> dict[str, str]:
     """The environment for a process that a test starts from the repository's root: one device, as users have.
 
     Shared by all tests: extend it with `subprocess_env | {...}`.
     """
-    env = dict(os.environ)
+    env = dict(os.environ) | COMPILATIONS
     flags = [flag for flag in env["XLA_FLAGS"].split() if not flag.startswith(_DEVICE_FLAG)]
     env["XLA_FLAGS"] = " ".join(flags)
     # The Makefile's own variables, and what pytest and pytest-xdist tell their workers, are not for children.

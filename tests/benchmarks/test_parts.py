@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from configs import arithmetic
 from experiments.benchmarks import parts
 
 
+@pytest.mark.slow
 def test_every_part_has_a_row(tmp_path: Path, capsys):
     config = arithmetic.get_config("small")
     config.warm_start.steps = 0

@@ -30,6 +30,7 @@ def test_harvest_writes_what_the_geometry_sees(tmp_path: Path):
     assert observed["mask"].any(axis=1).all()
 
 
+@pytest.mark.slow
 def test_errors_of_every_pair_of_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data, file, png = tmp_path / "small.npz", tmp_path / "deep" / "error.json", tmp_path / "docs" / "error.png"
     np.savez(data, **sketch_error.synthetic(8, 4, 12, 8, groups=2))

@@ -42,6 +42,7 @@ MICROBATCHES = [
     ("salt", 2), ("salt", 8), ("grpo, seq_mean_token_mean", 8), (GROUP, 4), (PER_ROLLOUT, 16), (PERMUTED, 8),
     (SKETCH, 8),
 ]  # fmt: skip
+QUICK = [("salt", 2), ("grpo, seq_mean_token_mean", 8), (SKETCH, 8)]
 
 
 def moved(state, start=None):
@@ -64,7 +65,11 @@ def assert_same_step(found, expected, *, metrics=True):
             np.testing.assert_allclose(found[1][name], expected[1][name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("name", "microbatches"), MICROBATCHES)
+# Each compiles two programs: the plainest are in `make test`, all in `make slow`.
+@pytest.mark.parametrize(
+    ("name", "microbatches"),
+    [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in MICROBATCHES],
+)
 def test_microbatches_change_nothing(name, microbatches):
     settings = SETTINGS[name]
     whole = run_step(settings)
@@ -304,7 +309,7 @@ def test_a_batch_without_any_grade_gives_no_gradient(name):
 
 
 # dr_grpo divides by the length limit of the configuration, not by the batch's
-TRIMMED = ["salt", PER_ROLLOUT, "salt in microbatches"]
+TRIMMED = ["salt", pytest.param(PER_ROLLOUT, marks=pytest.mark.slow), "salt in microbatches"]
 
 
 @pytest.mark.parametrize("name", TRIMMED)
@@ -353,6 +358,7 @@ def test_measuring_with_salt_off_sees_what_salt_sees_and_changes_nothing():
         np.testing.assert_allclose(measured[1][name], seen[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_without_jit():
     """SALT off: the thousand small operations of the geometry take long one by one."""
     settings = SETTINGS["grpo, seq_mean_token_mean"]
