@@ -12,6 +12,7 @@ from configs import arithmetic
 from experiments.benchmarks import salt_overhead
 
 
+@pytest.mark.slow
 def test_whole_steps_print_a_table_and_write_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config = arithmetic.get_config("small")
     config.warm_start.steps = 0

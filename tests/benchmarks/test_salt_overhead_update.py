@@ -10,6 +10,7 @@ import pytest
 from experiments.benchmarks import salt_overhead
 
 
+@pytest.mark.slow
 def test_a_policys_update_and_its_utilisation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "update.json"
     arguments = ["--policy=tiny", "--rollouts=4", "--group=2", "--tokens=10", "--prompt=4", "--steps=1"]

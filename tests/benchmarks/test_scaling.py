@@ -13,6 +13,7 @@ TINY = ["--base-m=4", "--base-T=3", "--base-V=32", "--base-H=8", "--chunk=8", "-
 SIZES = ["--sizes-m", "2", "4", "--sizes-T", "3", "6", "--sizes-V", "32", "64"]
 
 
+@pytest.mark.slow
 def test_growth_has_slopes_a_plot_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     file, png = tmp_path / "deep" / "scaling.json", tmp_path / "docs" / "scaling.png"
     scaling.main([*TINY, *SIZES, "--devices", f"--json={file}", f"--plot={png}"])

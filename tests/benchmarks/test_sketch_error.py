@@ -19,6 +19,7 @@ def tiny_config():
     return c
 
 
+@pytest.mark.slow
 def test_harvest_writes_what_the_geometry_sees(tmp_path: Path):
     harvest.main(["--out", str(tmp_path / "deep"), "--steps", "0"], config=tiny_config())
     observed = sketch_error.load(tmp_path / "deep" / "step_0.npz")

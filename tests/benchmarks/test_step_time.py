@@ -30,6 +30,7 @@ def test_the_peers_shape_has_their_number_of_parameters():
     assert sum(x.size for x in jax.tree.leaves(params)) == step_time.PARAMETERS
 
 
+@pytest.mark.slow
 def test_runs_prints_a_table_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     peer = tmp_path / "peer.py"
     peer.write_text("import sys; print('peer: steady 0.125 s/step; total', sys.argv[1])\n")

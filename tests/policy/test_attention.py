@@ -74,6 +74,7 @@ def test_hidden_states_and_gradients_are_those_of_the_segments(name, group):
 
 @fused
 @pytest.mark.parametrize("config", [{"scan_layers": False, "remat": "dots"}, {"remat": "full"}], ids=["dots", "full"])
+@pytest.mark.slow
 def test_with_rematerialisation(name, config):
     config = dataclasses.replace(CONFIG, attention=name, **config)
     assert_same(hidden_and_gradient(config, 3), expected(3))
@@ -154,6 +155,7 @@ def test_on_a_mesh(name, group, shape):
     assert_same(hidden_and_gradient(config, group, mesh), expected(group))
 
 
+@pytest.mark.slow
 def test_one_gradient_a_rollout():
     """vmap of grad, as the feature 'per_rollout' takes it, on a mesh."""
     mesh = make_mesh(2, 1, 2)

@@ -129,6 +129,7 @@ def test_a_run_can_be_exported_and_started_from(finished, tmp_path):
     assert "avg@4" in text
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(finished, model, tmp_path):
     """Killed after step 1: the rest gives the same bits, from the run's own checkpoint and not from the model."""
     folder, _ = finished
