@@ -32,7 +32,7 @@ UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_ALLOWED = {"salt_jax.graders.program": {"exec", "compile"}}
 UNSAFE_ATTRIBUTES = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
 UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
-WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective")
+WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective", "salt_jax.selection")
 
 Sources = Mapping[str, str]  # dotted module name → text; a package goes by its own name
 
