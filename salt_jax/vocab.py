@@ -25,6 +25,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from salt_jax.layout import Layout
+from salt_jax.vocab_backward import pull_back
 from salt_jax.vocab_chunks import (
     Chunk,
     Scalar,
@@ -329,35 +330,20 @@ def _backward(
     log_normalizer: jax.Array, g_log_prob: Any, g_entropy: Any, *, plan: _Plan,
 ) -> tuple[jax.Array, jax.Array]:
     """Gradients (N, H) and (H, V) on one device; the second summed over the tokens of all."""
-    layout = plan.layout
-    if layout is not None:
-        lm_head = layout.gather_width(lm_head)
-        targets = targets - layout.vocab_offset(lm_head.shape[1])
-    sums = jnp.promote_types(hidden.dtype, jnp.float32)
+    if plan.layout is not None:
+        targets = targets - plan.layout.vocab_offset(lm_head.shape[1])
 
-    def step(carry: tuple[jax.Array, jax.Array], chunk: Chunk) -> tuple[jax.Array, jax.Array]:
-        g_hidden_NxH, g_head_HxV = carry
-        weights_HxC = chunk.weights(lm_head)
-        log_p_NxC = scaled_logits(hidden, weights_HxC, temperature) - log_normalizer[:, None]
+    def of_logits(logits_NxC: jax.Array, chunk: Chunk) -> jax.Array:
+        log_p_NxC = logits_NxC - log_normalizer[:, None]
         p_NxC = chunk.zero_stale(jnp.exp(log_p_NxC))
         g_NxC = jnp.zeros_like(p_NxC)
         if g_log_prob is not None:
             g_NxC = g_log_prob[:, None] * (chunk.onehot(targets) - p_NxC)
         if g_entropy is not None:
             g_NxC = g_NxC - g_entropy[:, None] * p_NxC * (log_p_NxC + entropy[:, None])
-        g_NxC = (g_NxC / temperature.astype(sums)).astype(hidden.dtype)
-        g_hidden_NxH += jnp.dot(g_NxC, weights_HxC.T, preferred_element_type=sums)
-        g_weights_HxC = jnp.dot(hidden.T, g_NxC, preferred_element_type=sums)
-        if chunk.size == lm_head.shape[1]:
-            return g_hidden_NxH, g_weights_HxC
-        g_weights_HxC += chunk.weights(g_head_HxV)  # a stale column adds its zero to what is there
-        return g_hidden_NxH, lax.dynamic_update_slice_in_dim(g_head_HxV, g_weights_HxC, chunk.start, axis=1)
+        return g_NxC
 
-    start = (jnp.zeros(hidden.shape, sums), jnp.zeros(lm_head.shape, sums))
-    g_hidden_NxH, g_head_HxV = fold_chunks(step, start, lm_head.shape[1], plan.chunk_size)
-    if layout is not None:
-        g_hidden_NxH, g_head_HxV = layout.sum_vocab(g_hidden_NxH), layout.reduce_head(g_head_HxV)
-    return g_hidden_NxH.astype(hidden.dtype), g_head_HxV
+    return pull_back(of_logits, hidden, lm_head, temperature, plan.chunk_size, plan.layout)
 
 
 _statistics.defvjp(_statistics_fwd, _statistics_bwd, symbolic_zeros=True)

@@ -12,6 +12,7 @@ from salt_jax.layout import Layout
 from salt_jax.policy.transformer import Decoder
 from salt_jax.rollout import RolloutBatch
 from salt_jax.vocab import DEFAULT_CHUNK, projected_log_probs, token_log_probs
+from salt_jax.vocab_kept import KeptRule, kept_log_mass, log_proxy
 
 Array = jax.Array
 
@@ -26,6 +27,9 @@ class CompletionScores(NamedTuple):
       hidden: (N, T, D), the states that predict each token; None where they were dropped to save memory.
       sketch: (N, r) float32, sketched LM-head gradient features; None unless asked for. No gradient.
       moment: (D, e) float32, ``geometry.hidden_moment`` of these rollouts and the sketch's basis; None without one.
+      kept_log_mass: (N, T) float32 nats, log Σ p over what a rule keeps, with gradient; None unless asked for.
+      log_proxy: (N, T) float32 nats, of each token under what is kept, renormalised; −1e4 where it is not kept; None
+        unless asked for. No gradient.
     """
 
     log_probs: Array
@@ -34,6 +38,8 @@ class CompletionScores(NamedTuple):
     hidden: Array | None
     sketch: Array | None = None
     moment: Array | None = None
+    kept_log_mass: Array | None = None
+    log_proxy: Array | None = None
 
 
 def completion_scores(
@@ -45,6 +51,7 @@ def completion_scores(
     chunk_size: int = DEFAULT_CHUNK,
     layout: Layout | None = None,
     sketch: Sketch | None = None,
+    kept: KeptRule | None = None,
 ) -> CompletionScores:
     """Scores the completions of a batch of rollouts; each group's prompt is processed once.
 
@@ -58,6 +65,7 @@ def completion_scores(
       chunk_size: vocabulary columns held at once.
       layout: where rollouts and the output projection lie on a mesh; None leaves it to jit.
       sketch: also project each rollout's gradient feature (``geometry.lm_head_sketch``), from the same logits.
+      kept: also the mass of the tokens that this rule keeps, and the tokens' log-probabilities among them.
 
     Returns:
       ``CompletionScores``; values on masked tokens are meaningless.
@@ -78,9 +86,23 @@ def completion_scores(
         scores = token_log_probs(
             hidden, head, targets, temperature=temperature, chunk_size=chunk_size, layout=layout
         )
-        return CompletionScores(*scores, hidden)
+        found = CompletionScores(*scores, hidden)
+    else:
+        found = _with_sketch(hidden, head, rollouts, sketch, temperature, chunk_size, layout)
+    if kept is None:
+        return found
+    mass = kept_log_mass(hidden, head, kept, temperature=temperature, chunk_size=chunk_size, layout=layout)
+    return found._replace(kept_log_mass=mass.log_mass, log_proxy=log_proxy(found.log_probs, mass))
+
+
+def _with_sketch(
+    hidden: Array, head: Array, rollouts: RolloutBatch, sketch: Sketch, temperature: float, chunk_size: int,
+    layout: Layout | None,
+) -> CompletionScores:
+    """Scores, sketched features and moment of N completions, from one stream of logits."""
     scores, projected = projected_log_probs(
-        hidden, head, targets, sketch.key, sketch.heavy, num_signs=num_signs(sketch.rank_vocab, head.shape[1]),
+        hidden, head, rollouts.completions, sketch.key, sketch.heavy,
+        num_signs=num_signs(sketch.rank_vocab, head.shape[1]),
         temperature=temperature, chunk_size=chunk_size, layout=layout,
     )
     mask, moment = rollouts.loss_mask, None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from salt_jax.policy.logprobs import completion_scores
+from salt_jax.vocab_kept import KeptRule
 from tests import training_setup as setup
 from tests.reference import transformer as reference
 from tests.reference import vocab
@@ -97,6 +99,47 @@ def test_no_array_of_all_logits_forward_or_backward():
     assert largest_array(program(100)) < n_t * 1000 / 4
     assert (n_t, 100) in set(shapes(program(100)))
     assert largest_array(program(1000)) == n_t * 1000  # what the walk would find
+
+
+@pytest.mark.parametrize("rule", [KeptRule("min_p", 0.3), KeptRule("fixed", 0.1)], ids=str)
+def test_what_a_rule_keeps_equals_loops(rule):
+    batch = setup.rollouts()
+    found = setup.call(
+        lambda rollouts: completion_scores(
+            setup.merged(CONFIG), rollouts, group_size=4, temperature=TEMPERATURE, chunk_size=5, kept=rule
+        ),
+        batch,
+    )
+    params = setup.policy_and_params(CONFIG)[1]
+    head, dropped = reference.head(params, CONFIG), 0
+    for row in range(0, 16, 3):
+        prompt, completion = real_tokens(batch, row)
+        hidden = reference.completion_hidden(params, CONFIG, prompt, completion)
+        for t, token in enumerate(completion):
+            p = vocab.probabilities(hidden[t], head, TEMPERATURE)
+            edge = rule.value * max(p) if rule.form == "min_p" else rule.value
+            mass = sum(q for q in p if q >= edge)
+            proxy = math.log(p[token] / mass) if p[token] >= edge else -1e4
+            dropped += proxy == -1e4
+            np.testing.assert_allclose(found.kept_log_mass[row, t], math.log(mass), rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(found.log_proxy[row, t], proxy, rtol=1e-5, atol=1e-5)
+    assert dropped
+    for name in ("log_probs", "entropy", "log_normalizer", "hidden"):
+        np.testing.assert_allclose(getattr(found, name), getattr(scores(), name), rtol=1e-5, atol=1e-5)
+    assert scores().kept_log_mass is scores().log_proxy is None
+
+
+def test_the_kept_mass_has_a_gradient_and_the_proxy_none():
+    batch = setup.rollouts()
+    policy, params = setup.policy_and_params(CONFIG)
+
+    def total(params, name):
+        found = completion_scores(nnx.merge(policy, params), batch, group_size=4, kept=KeptRule("min_p", 0.3))
+        return jnp.sum(getattr(found, name))
+
+    for name, largest in (("kept_log_mass", True), ("log_proxy", False)):
+        gradients = setup.call(jax.grad(functools.partial(total, name=name)), params)
+        assert any(bool(jnp.any(g)) for g in jax.tree.leaves(gradients)) == largest
 
 
 def test_bad_arguments_are_refused():
