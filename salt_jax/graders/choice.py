@@ -16,7 +16,7 @@ def exact_answer(completion: str, reference: str) -> Verdict:
 
     Example:
       >>> exact_answer(" 46\\n", "46")
-      Verdict(reward=1.0, answer='46')
+      Verdict(reward=1.0, answer='46', components=None)
     """
     answer = completion.strip()
     return Verdict(float(answer == reference.strip()), answer or None)
@@ -89,7 +89,7 @@ def multiple_choice(completion: str, reference: str, *, choices: str = "ABCD") -
 
     Example:
       >>> multiple_choice("It is warm, so the answer is **B**.", "B")
-      Verdict(reward=1.0, answer='B')
+      Verdict(reward=1.0, answer='B', components=None)
     """
     if not choices.isalpha() or not choices.isupper() or len(set(choices)) != len(choices):
         raise GraderError(f"choices = {choices!r} are not allowed; allowed: distinct upper-case letters")

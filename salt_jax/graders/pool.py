@@ -351,9 +351,11 @@ class _Session:
             return True
         worker.started = None
         worker.items.popleft()
-        reward, answer = reply.get("reward"), reply.get("answer")
-        if isinstance(reward, int | float) and isinstance(answer, str | None):
-            self.results[item] = Verdict(float(reward), answer)
+        reward, answer, parts = reply.get("reward"), reply.get("answer"), reply.get("components")
+        listed: list[Any] = parts if isinstance(parts, list) else []
+        numbers = all(isinstance(x, int | float) for x in (reward, *listed)) and (parts is None or listed == parts)
+        if isinstance(reward, int | float) and numbers and isinstance(answer, str | None):
+            self.results[item] = Verdict(float(reward), answer, None if parts is None else tuple(map(float, listed)))
         else:
             self.results[item] = str(reply.get("error"))
         return True

@@ -28,10 +28,13 @@ class Verdict(NamedTuple):
       reward: a finite number.
       answer: the answer that was found in the completion, in a normal form, so that equal answers are equal
         texts: what a majority vote counts. None where there is none.
+      components: K finite numbers beside the reward, as many for every completion: its parts, or the relevance of
+        each rank of a list. None where there are none.
     """
 
     reward: float
     answer: str | None = None
+    components: tuple[float, ...] | None = None
 
 
 class Verifier(Protocol):
@@ -120,29 +123,33 @@ class Grades(NamedTuple):
       rewarded: (N,) bool, false where the grader failed.
       errors: count and first message of the failures.
       answers: N answers found, for majority votes; None where there is none.
+      components: (N, K) float32, NaN where missing; None where the grader gives none.
     """
 
     rewards: np.ndarray
     rewarded: np.ndarray
     errors: ErrorReport
     answers: tuple[str | None, ...] = ()
+    components: np.ndarray | None = None
 
 
 def checked(result: float | Verdict) -> Verdict:
     """A verifier's result as a ``Verdict``.
 
     Raises:
-      ValueError: a reward that is no finite float32.
+      ValueError: a reward, or a component, that is no finite float32.
 
     Example:
       >>> checked(1)
-      Verdict(reward=1.0, answer=None)
+      Verdict(reward=1.0, answer=None, components=None)
     """
-    reward, answer = (result.reward, result.answer) if isinstance(result, Verdict) else (result, None)
-    reward = float(reward)
-    if not abs(reward) <= FLOAT32_MAX:
-        raise ValueError(f"the verifier returned {reward}, not a finite float32")
-    return Verdict(reward, answer)
+    verdict = result if isinstance(result, Verdict) else Verdict(result)
+    parts = None if verdict.components is None else tuple(float(x) for x in verdict.components)
+    reward = float(verdict.reward)
+    for number in (reward, *(parts or ())):
+        if not abs(number) <= FLOAT32_MAX:
+            raise ValueError(f"the verifier returned {number}, not a finite float32")
+    return Verdict(reward, verdict.answer, parts)
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -209,6 +216,9 @@ def grade_all(verifier: Verifier, completions: Sequence[str], references: Sequen
 def gather(results: Sequence[Verdict | str]) -> Grades:
     """``Grades`` of N verdicts, or messages of what went wrong.
 
+    Raises:
+      GraderError: verdicts with different numbers of components.
+
     Example:
       >>> gather([Verdict(1.0, "46"), "TimeoutError: no answer in 10 s"]).rewarded.tolist()
       [True, False]
@@ -218,4 +228,13 @@ def gather(results: Sequence[Verdict | str]) -> Grades:
     rewards = np.array([r.reward if isinstance(r, Verdict) else np.nan for r in results], np.float32)
     answers = tuple(r.answer if isinstance(r, Verdict) else None for r in results)
     messages = [r for r in results if isinstance(r, str)]
-    return Grades(rewards, np.isfinite(rewards), ErrorReport(len(messages), messages[0] if messages else ""), answers)
+    report = ErrorReport(len(messages), messages[0] if messages else "")
+    found = [r.components if isinstance(r, Verdict) else None for r in results]
+    sizes = {len(parts or ()) for parts, r in zip(found, results, strict=True) if isinstance(r, Verdict)}
+    if len(sizes) > 1:
+        raise GraderError(f"the verifier returned {' and '.join(map(str, sorted(sizes)))} components")
+    width = max(sizes, default=0)
+    components = None
+    if width:
+        components = np.array([[np.nan] * width if parts is None else parts for parts in found], np.float32)
+    return Grades(rewards, np.isfinite(rewards), report, answers, components)

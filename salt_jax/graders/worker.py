@@ -4,7 +4,7 @@
 
 Both pipes carry JSON, one object a line. From the pool: ``{"id", "completion", "reference"}``. To the pool, first
 ``{"ready": true}`` or ``{"fatal": message}``; then for each item ``{"start": id}``, from which its deadline runs, and
-``{"id", "reward", "answer"}`` or ``{"id", "error"}``. What a grader prints goes nowhere.
+``{"id", "reward", "answer", "components"}`` or ``{"id", "error"}``. What a grader prints goes nowhere.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def serve(requests: Requests, replies: int, grader: Grader) -> None:
             verdict = checked(function(request["completion"], request["reference"], **grader.arguments))
             if not isinstance(verdict.answer, str | None):
                 raise TypeError(f"the answer is a {type(verdict.answer).__name__}, not a text")
-            done = [{"id": request["id"], "reward": verdict.reward, "answer": verdict.answer}]
+            done = [{"id": request["id"], **verdict._asdict()}]
         except GraderError:
             raise
         except BaseException as error:  # whatever a grader throws: counted and reported, not hidden

@@ -65,6 +65,8 @@ def act(completion: str, reference: str, **arguments: object) -> float | Verdict
         return Verdict(0.5, reference)
     elif completion == "no text":
         return Verdict(0.5, 3)  # type: ignore[arg-type]
+    elif completion == "components":
+        return Verdict(0.5, reference, (1, 0.25))
     elif completion == "cannot":
         raise GraderError("size = 3 is not allowed; allowed: 1, 2")
     elif completion == "file":

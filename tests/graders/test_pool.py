@@ -230,6 +230,22 @@ def test_off_the_main_thread_and_after_that_thread_ended():
         assert pool.restarts == 0
 
 
+def test_components_come_through_the_pipe(pool):
+    grades = pool.grade(["components", "raise", "components"], ["a", "", "b"])
+    np.testing.assert_array_equal(grades.components, [[1, 0.25], [np.nan] * 2, [1, 0.25]])
+    assert grades.answers == ("a", None, "b")
+    assert pool.grade(["right"], [""]).components is None
+
+
+@pytest.fixture
+def interruptible():
+    """A shell starts its background jobs with the signal ignored, and Python then installs no handler of its own."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_keyboard_interrupt_leaves_no_worker():
     with GraderPool(ACT, workers=2, deadline=60) as pool:
         pids = [int(answer.split()[0]) for answer in pool.grade(["pid"] * 8, [""] * 8).answers]

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from salt_jax.graders import GraderError, Verdict
+from salt_jax.graders.verdict import gather
 from salt_jax.tasks import CharTokenizer, ErrorReport, Task, exact_match, grade_all
 
 
@@ -79,3 +81,25 @@ def test_task_names_its_splits():
     with pytest.raises(ValueError, match="split = 'dev' is unknown; allowed: train, test"):
         task.source("dev")
     np.testing.assert_array_equal(task.grade(["1", "1"], ["1", "11"]).rewards, [1, 0])
+
+
+def test_components_go_with_the_reward():
+    def verifier(completion, reference):
+        if completion == "boom":
+            raise RuntimeError
+        return Verdict(1.0, None, (1, 0.5) if completion != "nan" else (float("nan"), 1))
+
+    grades = grade_all(verifier, ["a", "nan", "boom"], ["r"] * 3)
+    np.testing.assert_array_equal(grades.components, np.array([[1, 0.5], [np.nan] * 2, [np.nan] * 2], np.float32))
+    assert grades.components.dtype == np.float32
+    np.testing.assert_array_equal(grades.rewarded, [True, False, False])
+    assert grades.errors.first == "ValueError: the verifier returned nan, not a finite float32"
+    assert grade_all(exact_match, ["1"], ["1"]).components is None
+    assert gather(["lost"]).components is None
+
+
+def test_every_verdict_has_as_many_components():
+    with pytest.raises(GraderError, match="the verifier returned 1 and 2 components"):
+        gather([Verdict(1.0, None, (1.0,)), Verdict(1.0, None, (1.0, 2.0))])
+    with pytest.raises(GraderError, match="the verifier returned 0 and 2 components"):
+        gather([Verdict(1.0), "lost", Verdict(1.0, None, (1.0, 2.0))])
