@@ -12,6 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from salt_jax.graders import GraderError
+from salt_jax.training.collect import CollectionError
 from salt_jax.training.config import ConfigError, unknown_key
 from salt_jax.training.metrics import NonFiniteError
 
@@ -96,7 +97,7 @@ def run(main: Callable[[], None], argv: list[str] | None = None, *, resumes: boo
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except (NonFiniteError, GraderError) as error:
+    except (NonFiniteError, CollectionError, GraderError) as error:
         print(f"error: {error}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:

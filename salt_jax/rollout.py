@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,17 @@ import jax.numpy as jnp
 from flax import struct
 
 Array = jax.Array
+
+# What some methods of the objective family need to know of a rollout besides; K components or ranks.
+EXTRA = {
+    "baseline": "(N,) float32, the baseline of the group, found outside: the mean of a larger pool",
+    "clusters": "(N,) int32, semantic class of the completion; equal numbers are equal only within a group",
+    "components": "(N, K) float32, the parts of the reward, or the relevance of each rank of a list",
+    "demonstration": "(N,) bool, true where the completion is the data's and not the policy's",
+    "injected": "(N,) bool, true where the rollout was chosen for being right: its advantage is 1",
+    "segments": "(N, T) int32, which macro-action or list item a token belongs to; consecutive, from 0",
+    "weight": "(N,) float32, multiplies the advantage",
+}
 
 
 @struct.dataclass
@@ -29,6 +41,7 @@ class RolloutBatch:
       rewarded: (N,) bool, false where the grader failed.
       valid: (N,) bool, false for rows that only pad the batch to its fixed shape.
       truncated: (N,) bool, true where the completion was cut off at T tokens.
+      extra: what the run's methods need besides, by the names of ``EXTRA``; empty where they need nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -49,6 +62,7 @@ class RolloutBatch:
     rewarded: Array
     valid: Array
     truncated: Array
+    extra: Mapping[str, Array] = struct.field(default_factory=dict)
 
     @property
     def num_rollouts(self) -> int:
@@ -111,6 +125,10 @@ class RolloutBatch:
             prompt_mask=self.prompt_mask[:, first:],
             completion_mask=self.completion_mask[:, :completion_length],
             sampler_log_probs=self.sampler_log_probs[:, :completion_length],
+            extra={
+                name: value[:, :completion_length] if name == "segments" else value
+                for name, value in self.extra.items()
+            },
         )
 
 

@@ -174,7 +174,7 @@ def run_step(
     overrides = overrides or {}
     run = tiny_run(overrides)
     if state is None:
-        state = initial_state(run.objective.kl_coef > 0).replace(sketch_basis=first_basis(run))
+        state = initial_state(run.objective.needs_reference).replace(sketch_basis=first_basis(run))
     batch = rollouts(run.rollouts.prompts_per_step) if batch is None else batch
     batch = jax.tree.map(lambda x: jnp.asarray(x, x.dtype), batch)  # a weakly typed array would compile again
     new, metrics = _compiled_step(_differences(overrides), measure)(state, batch)

@@ -10,7 +10,7 @@ k2    d² / 2          d                    ∇ KL(p ‖ q), exact
 k3    e^−d + d − 1    1 − e^−d             ∇ KL(q ‖ p), the other direction; equal to first order in d
 ====  ==============  ===================  ===========================================================
 
-¹ multiplies ∇ log p. All values are in nats.
+¹ multiplies ∇ log p. All values are in nats. ``k3_plus`` has the value of k3 and the gradient of k2.
 """
 
 from __future__ import annotations
@@ -81,8 +81,29 @@ def k3(log_probs: Array, ref_log_probs: Array) -> Array:
     return jnp.expm1(minus_d) - minus_d  # expm1: e^x − 1 − x loses all digits near x = 0
 
 
-KL_ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3}
-LOSS_KL_ESTIMATORS = ("k2", "k3")
+def k3_plus(log_probs: Array, ref_log_probs: Array) -> Array:
+    """Value of k3 (unbiased for KL(p ‖ q), ≥ 0) with the gradient of k2 (in expectation ∇ KL(p ‖ q)).
+
+    A straight-through estimator, verl's 'k3+': k2 − sg(k2) + sg(k3).
+
+    Args:
+      log_probs: log p of the sampled tokens under the policy, nats, any shape.
+      ref_log_probs: log q under the reference, same shape.
+
+    Returns:
+      Estimates of KL(p ‖ q) in nats, same shape, ≥ 0.
+
+    Example:
+      >>> value, gradient = jax.value_and_grad(k3_plus)(jnp.array(-1.0), jnp.array(-1.5))
+      >>> print(f"{float(value):.6f} {float(gradient):.1f}")
+      0.106531 0.5
+    """
+    square = k2(log_probs, ref_log_probs)
+    return (square - jax.lax.stop_gradient(square)) + jax.lax.stop_gradient(k3(log_probs, ref_log_probs))
+
+
+KL_ESTIMATORS: dict[str, Callable[[Array, Array], Array]] = {"k1": k1, "k2": k2, "k3": k3, "k3_plus": k3_plus}
+LOSS_KL_ESTIMATORS = ("k2", "k3", "k3_plus")
 
 
 def check_loss_kl_estimator(kl_estimator: str) -> None:
@@ -92,7 +113,7 @@ def check_loss_kl_estimator(kl_estimator: str) -> None:
       >>> check_loss_kl_estimator("k3")
       >>> check_loss_kl_estimator("k1")
       Traceback (most recent call last):
-      ValueError: kl_estimator = 'k1' has zero expected gradient in a loss (use it in the reward); allowed: k2, k3
+      ValueError: kl_estimator = 'k1' has zero expected gradient in a loss (use it in the reward); allowed: k2, ...
     """
     allowed = f"allowed: {', '.join(LOSS_KL_ESTIMATORS)}"
     if kl_estimator == "k1":

@@ -1,15 +1,24 @@
-"""The clipped surrogate over masked tokens, as a sum and a denominator that add up over microbatches."""
+"""A surrogate over masked tokens, as a sum and a denominator that add up over microbatches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from salt_jax.objective.kl import KL_ESTIMATORS, LOG_RATIO_LIMIT, check_loss_kl_estimator, k3
+from salt_jax.objective.aggregation import AGGREGATIONS, check_aggregation
+from salt_jax.objective.kl import KL_ESTIMATORS, check_loss_kl_estimator, k3
+from salt_jax.objective.surrogates import (
+    SURROGATES,
+    SurrogateOptions,
+    TokenInputs,
+    check_surrogate,
+    dual_clipped,
+)
+
+__all__ = ["AGGREGATIONS", "LossMetrics", "check_loss_options", "finalize", "merge", "policy_loss"]
 
 Array = jax.Array
 
@@ -64,38 +73,6 @@ def finalize(metrics: LossMetrics) -> dict[str, Array]:
     return means | metrics.maxima
 
 
-def _token_mean(mask_NxT: Array, valid_N: Array, max_length: int | None) -> tuple[Array, Array]:
-    return mask_NxT, jnp.sum(mask_NxT)
-
-
-def _seq_mean_token_mean(mask_NxT: Array, valid_N: Array, max_length: int | None) -> tuple[Array, Array]:
-    lengths_Nx1 = jnp.sum(mask_NxT, axis=1, keepdims=True)
-    return mask_NxT / jnp.maximum(lengths_Nx1, 1), _num_nonempty(mask_NxT)
-
-
-def _seq_mean_token_sum(mask_NxT: Array, valid_N: Array, max_length: int | None) -> tuple[Array, Array]:
-    return mask_NxT, _num_nonempty(mask_NxT)
-
-
-def _dr_grpo(mask_NxT: Array, valid_N: Array, max_length: int | None) -> tuple[Array, Array]:
-    assert max_length is not None  # check_loss_options has refused None
-    return mask_NxT, jnp.sum(valid_N) * max_length
-
-
-def _num_nonempty(mask_NxT: Array) -> Array:
-    return jnp.sum(jnp.any(mask_NxT > 0, axis=1), dtype=mask_NxT.dtype)
-
-
-# Each takes the mask (N, T) and valid (N,) as floats and max_length, and returns the weight of every token
-# in the sum (N, T) and the denominator.
-AGGREGATIONS: dict[str, Callable[[Array, Array, int | None], tuple[Array, Array]]] = {
-    "token_mean": _token_mean,
-    "seq_mean_token_mean": _seq_mean_token_mean,
-    "seq_mean_token_sum": _seq_mean_token_sum,
-    "dr_grpo": _dr_grpo,
-}
-
-
 def check_loss_options(
     clip_low: float,
     clip_high: float,
@@ -104,28 +81,36 @@ def check_loss_options(
     kl_estimator: str,
     kl_coef: float,
     entropy_coef: float,
-) -> None:
-    """Raises a one-line ValueError that names the option and what it allows.
+    surrogate: str = "ppo_clip",
+    options: SurrogateOptions | None = None,
+    dual_clip: float | None = None,
+) -> SurrogateOptions:
+    """The options of the surrogate, or a one-line ValueError that names the option and what it allows.
+
+    The clips are given either as keywords or in ``options``: where both are, they must agree.
 
     Example:
+      >>> check_loss_options(0.2, 0.28, "token_mean", None, "k3", 0.0, 0.0).clip_high
+      0.28
       >>> check_loss_options(0.2, 0.2, "dr_grpo", None, "k3", 0.0, 0.0)
       Traceback (most recent call last):
       ValueError: aggregation = 'dr_grpo' needs max_length, the completion limit in tokens (an integer >= 1)
     """
-    for name, value in (("clip_low", clip_low), ("clip_high", clip_high), ("kl_coef", kl_coef)):
-        if not value >= 0:
-            raise ValueError(f"{name} = {value!r} is not allowed; allowed: numbers >= 0")
+    given = SurrogateOptions(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
+    options = given if options is None else options
+    default = SurrogateOptions()
+    for name in ("clip_low", "clip_high", "dual_clip"):
+        keyword, option = getattr(given, name), getattr(options, name)
+        if keyword != option and keyword != getattr(default, name):
+            raise ValueError(f"{name} = {keyword!r} contradicts options, where it is {option!r}; give it once")
+    if not kl_coef >= 0:
+        raise ValueError(f"kl_coef = {kl_coef!r} is not allowed; allowed: numbers >= 0")
     if not abs(entropy_coef) < float("inf"):
         raise ValueError(f"entropy_coef = {entropy_coef!r} is not allowed; allowed: finite numbers")
-    if aggregation not in AGGREGATIONS:
-        raise ValueError(f"aggregation = {aggregation!r} is unknown; allowed: {', '.join(AGGREGATIONS)}")
-    if max_length is not None and not max_length >= 1:
-        raise ValueError(f"max_length = {max_length!r} is not allowed; allowed: None or an integer >= 1")
-    if aggregation == "dr_grpo" and max_length is None:
-        raise ValueError(
-            "aggregation = 'dr_grpo' needs max_length, the completion limit in tokens (an integer >= 1)"
-        )
+    check_aggregation(aggregation, max_length)
     check_loss_kl_estimator(kl_estimator)
+    check_surrogate(surrogate, options)
+    return options
 
 
 def policy_loss(
@@ -134,8 +119,11 @@ def policy_loss(
     advantages: ArrayLike,
     mask: ArrayLike,
     *,
+    surrogate: str = "ppo_clip",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    options: SurrogateOptions | None = None,
     aggregation: str = "token_mean",
     max_length: int | None = None,
     ref_log_probs: ArrayLike | None = None,
@@ -144,56 +132,76 @@ def policy_loss(
     entropy: ArrayLike | None = None,
     entropy_coef: float = 0.0,
     valid: ArrayLike | None = None,
+    token_weights: ArrayLike | None = None,
+    chosen: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+    log_proxy: ArrayLike | None = None,
+    kept_log_mass: ArrayLike | None = None,
+    demonstration: ArrayLike | None = None,
+    demonstration_weight: ArrayLike | None = None,
 ) -> tuple[Array, Array, LossMetrics]:
-    """Clipped policy-gradient loss, to be minimised, as (sum, denominator, metrics).
+    """Policy-gradient loss, to be minimised, as (sum, denominator, metrics).
 
     With r = exp(clip(log p − log p_old, −20, 20)) (the limit is verl's; beyond it the gradient is 0)::
 
-        token    L = −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A) + kl_coef·KL − entropy_coef·H
-        sum      Σ w·L over the unmasked tokens                       loss = sum / max(denominator, 1)
+        token    L = token_weight·surrogate + kl_coef·KL − entropy_coef·H
+        ppo_clip surrogate = −min(r·A, clip(r, 1 − clip_low, 1 + clip_high)·A), the others: ``surrogates``
+        sum      Σ w·L over the unmasked tokens, w and denominator: ``aggregation``
+                 + demonstration_weight·Σ −log p over the tokens of demonstrations
+        loss     sum / max(denominator, 1)
 
-        aggregation             w           denominator
-        token_mean              1           Σ mask                              DAPO, arXiv 2503.14476
-        seq_mean_token_mean     1/|o_i|     rows with a non-empty mask          GRPO, arXiv 2402.03300, eq. 3
-        seq_mean_token_sum      1           rows with a non-empty mask
-        dr_grpo                 1           rows × max_length                   arXiv 2503.20783
-
-    Sums and denominators of microbatches add up to those of the whole batch, so divide once per optimizer
-    step, by max(denominator, 1). PPO's surrogate is arXiv 1707.06347, eq. 7, with one bound a side (DAPO).
+    Sums and denominators of microbatches add up to those of the whole batch (not so for 'token_sum_norm'), so
+    divide once per optimizer step, by max(denominator, 1). PPO's surrogate is arXiv 1707.06347, eq. 7, with one
+    bound a side (DAPO). Every surrogate looks at its own row only; what is decided over a whole minibatch
+    (``token_weights``, ``chosen``, ``log_proxy``, ``demonstration_weight``) comes in as constants.
 
     ==========================================  ========================================================
     masked position                             takes no part, whatever it holds (NaN and inf included):
                                                 value and gradient stay finite, its own gradient is 0
-    everything masked                           sum 0, denominator 0 (rows × max_length for dr_grpo),
-                                                zero gradients
+    everything masked                           sum 0, denominator 0 (rows × max_length for dr_grpo,
+                                                max_length for token_sum_norm), zero gradients
     r on a bound                                counts as not clipped: the gradient flows
     NaN at an unmasked position                 a NaN sum: not hidden
+    demonstration row                           no ratio, KL, entropy or token weight; neither its tokens
+                                                nor its row are in the denominator or in other metrics
     ==========================================  ========================================================
 
-    Gradients flow through ``log_probs`` and ``entropy`` only.
+    Gradients flow through ``log_probs``, ``entropy`` and ``kept_log_mass`` only.
 
     Args:
       log_probs: (N, T) log-probabilities of the sampled tokens under the policy, nats.
       old_log_probs: (N, T), under the policy that the ratio is taken to, nats.
       advantages: (N,), one a rollout, or (N, T), one a token.
       mask: (N, T) bool (or 0/1), true on completion tokens.
+      surrogate: key of ``SURROGATES``.
       clip_low: how far r may fall below 1 before a negative advantage stops pushing.
       clip_high: how far r may rise above 1 before a positive advantage stops pushing.
+      dual_clip: c > 1 bounds the surrogate of a negative advantage by −c·A ('ppo_clip'); None is off.
+      options: the other options of the surrogate, and the clips if they are not given here.
       aggregation: key of ``AGGREGATIONS``.
-      max_length: completion limit in tokens; needed by ``dr_grpo``, unused otherwise.
+      max_length: completion limit in tokens; needed by 'dr_grpo' and 'token_sum_norm', unused otherwise.
       ref_log_probs: (N, T), under the reference policy, nats; needed when kl_coef > 0.
-      kl_estimator: 'k2' or 'k3'; 'k1' is refused because its expected gradient is zero.
+      kl_estimator: 'k2', 'k3' or 'k3_plus'; 'k1' is refused because its expected gradient is zero.
       kl_coef: weight of the KL term, per nat.
       entropy: (N, T) entropy of the policy at each position, nats; needed when entropy_coef ≠ 0.
       entropy_coef: weight of the entropy bonus, per nat.
       valid: (N,) bool, false for rows that only pad the batch: they are masked and, for ``dr_grpo``, not
         counted as rows. None means all true.
+      token_weights: (N, T), multiply the surrogate after clipping, before aggregation (TIS, GTPO); None: 1.
+      chosen: (N, T) bool, for 'clip_cov', 'kl_cov', 'lp_reg'.
+      segments: (N, T) int32 ids in [0, T), for 'macro_sum', 'macro_mean'.
+      log_proxy: (N, T) nats, for 'lp_reg' in its release's form.
+      kept_log_mass: (N, T) nats, for 'lp_reg' in its paper's form.
+      demonstration: (N,) bool, rows written by data. None means none.
+      demonstration_weight: scalar, weight of −log p of each of their tokens in the sum; needed with them.
 
     Returns:
       sum: scalar. denominator: scalar, without gradient. metrics: ``LossMetrics``, without gradient:
-      sums ``surrogate`` (same weights and denominator as the loss) and, per unmasked token, ``ratio_mean``,
-      ``approx_kl`` (k3 of old against new), ``clip_fraction_low`` (A < 0, r below), ``clip_fraction_high``
-      (A > 0, r above), ``kl_ref`` and ``entropy`` where given; maxima ``ratio_max``.
+      sums ``surrogate`` (same weights and denominator as the loss) and, per unmasked token, ``ratio_mean``
+      (of the surrogate's ratio), ``approx_kl`` (k3 of old against new), ``clip_fraction_low`` and
+      ``clip_fraction_high`` ('ppo_clip': A < 0, r below; A > 0, r above), ``kl_ref`` and ``entropy`` where given,
+      ``dual_clip_fraction`` with dual_clip, ``token_weight_mean`` with token_weights, ``chosen_fraction`` with
+      chosen; ``demonstration_nll`` per token of a demonstration; maxima ``ratio_max``.
 
     Raises:
       ValueError: an option out of range or unknown, a missing array, or shapes that do not fit.
@@ -205,80 +213,114 @@ def policy_loss(
       >>> [round(float(x), 4) for x in (total, denominator, finalize(metrics)["clip_fraction_high"])]
       [-1.7, 2.0, 0.5]
     """
-    check_loss_options(clip_low, clip_high, aggregation, max_length, kl_estimator, kl_coef, entropy_coef)
+    options = check_loss_options(
+        clip_low, clip_high, aggregation, max_length, kl_estimator, kl_coef, entropy_coef, surrogate, options, dual_clip
+    )
     if kl_coef and ref_log_probs is None:
         raise ValueError(f"kl_coef = {kl_coef!r} needs ref_log_probs, got None")
     if entropy_coef and entropy is None:
         raise ValueError(f"entropy_coef = {entropy_coef!r} needs entropy, got None")
-    _check_shapes(log_probs, old_log_probs, advantages, mask, ref_log_probs, entropy, valid)
+    if (demonstration is None) != (demonstration_weight is None):
+        missing = "demonstration" if demonstration is None else "demonstration_weight"
+        raise ValueError(f"demonstration and demonstration_weight go together, {missing} is None")
+    per_token_arrays = {
+        "old_log_probs": old_log_probs,
+        "mask": mask,
+        "ref_log_probs": ref_log_probs,
+        "entropy": entropy,
+        "token_weights": token_weights,
+        "chosen": chosen,
+        "segments": segments,
+        "log_proxy": log_proxy,
+        "kept_log_mass": kept_log_mass,
+    }
+    _check_shapes(log_probs, advantages, per_token_arrays, {"valid": valid, "demonstration": demonstration})
 
     dtype = jnp.promote_types(jnp.result_type(log_probs), jnp.float32)
     valid_N = jnp.ones(jnp.shape(log_probs)[0], bool) if valid is None else jnp.asarray(valid).astype(bool)
+    shown_NxT = None
     mask_NxT = jnp.asarray(mask).astype(bool) & valid_N[:, None]
+    if demonstration is not None:
+        shown_N = jnp.asarray(demonstration).astype(bool)
+        shown_NxT, mask_NxT = mask_NxT & shown_N[:, None], mask_NxT & ~shown_N[:, None]
+        valid_N = valid_N & ~shown_N
 
     def keep(x: ArrayLike) -> Array:
         # Garbage is replaced before any arithmetic: a `where` after it would let NaN into the gradient.
         return jnp.where(mask_NxT, jnp.asarray(x).astype(dtype), 0)
 
-    advantages = jnp.asarray(advantages)
-    advantages_NxT = jax.lax.stop_gradient(keep(advantages if advantages.ndim == 2 else advantages[:, None]))
-    new_NxT, old_NxT = keep(log_probs), jax.lax.stop_gradient(keep(old_log_probs))
-    ratio_NxT = jnp.exp(jnp.clip(new_NxT - old_NxT, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-    above_NxT = (advantages_NxT > 0) & (ratio_NxT > 1 + clip_high)
-    below_NxT = (advantages_NxT < 0) & (ratio_NxT < 1 - clip_low)
-    # The same as −min(rA, clip(r)A), written so that the gradient on a tie is not left to `minimum`.
-    bounded_NxT = jnp.where(above_NxT, 1 + clip_high, jnp.where(below_NxT, 1 - clip_low, ratio_NxT))
-    surrogate_NxT = -advantages_NxT * bounded_NxT
+    def constant(x: ArrayLike) -> Array:
+        return jax.lax.stop_gradient(keep(x))
 
-    weights_NxT, denominator = AGGREGATIONS[aggregation](
-        mask_NxT.astype(dtype), valid_N.astype(dtype), max_length
+    advantages = jnp.asarray(advantages)
+    tokens = TokenInputs(
+        log_probs=keep(log_probs),
+        old_log_probs=constant(old_log_probs),
+        advantages=constant(advantages if advantages.ndim == 2 else advantages[:, None]),
+        mask=mask_NxT,
+        chosen=None if chosen is None else jnp.asarray(chosen).astype(bool) & mask_NxT,
+        segments=None if segments is None else jnp.where(mask_NxT, jnp.asarray(segments).astype(jnp.int32), 0),
+        log_proxy=None if log_proxy is None else constant(log_proxy),
+        kept_log_mass=None if kept_log_mass is None else keep(kept_log_mass),
     )
+    output = SURROGATES[surrogate](tokens, options)
+    surrogate_NxT = output.loss
     per_token = {
-        "ratio_mean": ratio_NxT,
-        "approx_kl": k3(old_NxT, new_NxT),
-        "clip_fraction_low": below_NxT,
-        "clip_fraction_high": above_NxT,
+        "ratio_mean": output.ratio,
+        "approx_kl": k3(tokens.old_log_probs, tokens.log_probs),
+        "clip_fraction_low": output.clipped_low,
+        "clip_fraction_high": output.clipped_high,
     }
+    if options.dual_clip is not None:
+        per_token["dual_clip_fraction"] = dual_clipped(output.ratio, tokens.advantages, options.dual_clip)
+    if tokens.chosen is not None:
+        per_token["chosen_fraction"] = tokens.chosen
+    if token_weights is not None:
+        per_token["token_weight_mean"] = constant(token_weights)
+        surrogate_NxT = surrogate_NxT * per_token["token_weight_mean"]
+    # The surrogate of a masked token need not be 0 (a ratio of 1 times 0 is, a regulariser may not be).
+    surrogate_NxT = jnp.where(mask_NxT, surrogate_NxT, 0)
+
     loss_NxT = surrogate_NxT
     if ref_log_probs is not None:
-        per_token["kl_ref"] = KL_ESTIMATORS[kl_estimator](new_NxT, jax.lax.stop_gradient(keep(ref_log_probs)))
+        per_token["kl_ref"] = KL_ESTIMATORS[kl_estimator](tokens.log_probs, constant(ref_log_probs))
         loss_NxT = loss_NxT + kl_coef * per_token["kl_ref"]
     if entropy is not None:
         per_token["entropy"] = keep(entropy)
         loss_NxT = loss_NxT - entropy_coef * per_token["entropy"]
 
+    weights_NxT, denominator = AGGREGATIONS[aggregation](
+        mask_NxT.astype(dtype), valid_N.astype(dtype), max_length
+    )
     num_tokens = jnp.sum(mask_NxT, dtype=dtype)
     sums = {
         name: (jnp.sum(jnp.where(mask_NxT, x, 0), dtype=dtype), num_tokens) for name, x in per_token.items()
     }
     sums["surrogate"] = (jnp.sum(weights_NxT * surrogate_NxT), denominator)
-    maxima = {"ratio_max": jnp.max(ratio_NxT, initial=0, where=mask_NxT)}
+    total = jnp.sum(weights_NxT * loss_NxT)
+    if shown_NxT is not None and demonstration_weight is not None:
+        nll = jnp.sum(jnp.where(shown_NxT, -jnp.asarray(log_probs).astype(dtype), 0))
+        sums["demonstration_nll"] = (nll, jnp.sum(shown_NxT, dtype=dtype))
+        total = total + jax.lax.stop_gradient(jnp.asarray(demonstration_weight).astype(dtype)) * nll
+    maxima = {"ratio_max": jnp.max(output.ratio, initial=0, where=mask_NxT)}
     metrics = jax.lax.stop_gradient(LossMetrics(sums, maxima))
-    return jnp.sum(weights_NxT * loss_NxT), jax.lax.stop_gradient(denominator), metrics
+    return total, jax.lax.stop_gradient(denominator), metrics
 
 
 def _check_shapes(
     log_probs: ArrayLike,
-    old_log_probs: ArrayLike,
     advantages: ArrayLike,
-    mask: ArrayLike,
-    ref_log_probs: ArrayLike | None,
-    entropy: ArrayLike | None,
-    valid: ArrayLike | None,
+    per_token: dict[str, ArrayLike | None],
+    per_row: dict[str, ArrayLike | None],
 ) -> None:
     shape = jnp.shape(log_probs)
     if len(shape) != 2:
         raise ValueError(f"log_probs must have shape (N, T), got {shape}")
-    others = {
-        "old_log_probs": old_log_probs,
-        "mask": mask,
-        "ref_log_probs": ref_log_probs,
-        "entropy": entropy,
-    }
-    for name, array in others.items():
+    for name, array in per_token.items():
         if array is not None and jnp.shape(array) != shape:
             raise ValueError(f"{name} must have the shape of log_probs {shape}, got {jnp.shape(array)}")
     if jnp.shape(advantages) not in (shape, shape[:1]):
         raise ValueError(f"advantages must have shape {shape[:1]} or {shape}, got {jnp.shape(advantages)}")
-    if valid is not None and jnp.shape(valid) != shape[:1]:
-        raise ValueError(f"valid must have shape {shape[:1]}, got {jnp.shape(valid)}")
+    for name, array in per_row.items():
+        if array is not None and jnp.shape(array) != shape[:1]:
+            raise ValueError(f"{name} must have shape {shape[:1]}, got {jnp.shape(array)}")

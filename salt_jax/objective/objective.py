@@ -1,4 +1,4 @@
-"""One configuration of the objective, and the two calls that a trainer makes with it."""
+"""The calls that a trainer makes with one configuration of the objective: advantages of a flat batch, and the loss."""
 
 from __future__ import annotations
 
@@ -8,79 +8,35 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from salt_jax.objective.advantages import check_advantage_options, group_advantages
-from salt_jax.objective.losses import LossMetrics, check_loss_options, policy_loss
+from salt_jax.objective.config import ObjectiveConfig
+from salt_jax.objective.losses import LossMetrics, policy_loss
+from salt_jax.objective.signals import Signals, example_rollouts
+from salt_jax.objective.stages import estimate
+from salt_jax.objective.token_choices import TokenChoices
+
+__all__ = ["ObjectiveConfig", "advantages", "loss"]
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class ObjectiveConfig:
-    """Everything that defines the objective; hashable, so it may be a static argument of jit.
-
-    Attributes:
-      estimator: advantage estimator: 'grpo', 'dr_grpo', 'rloo'.
-      ddof: 1 for the sample std, 0 for the population std ('grpo' only).
-      eps: added to the std, in units of reward ('grpo' only).
-      clip_low: lower clip of the ratio, below 1.
-      clip_high: upper clip of the ratio, above 1.
-      aggregation: 'token_mean', 'seq_mean_token_mean', 'seq_mean_token_sum', 'dr_grpo'.
-      max_length: completion limit in tokens; needed by aggregation 'dr_grpo'.
-      kl_estimator: 'k2' or 'k3'.
-      kl_coef: weight of KL to the reference, per nat.
-      entropy_coef: weight of the entropy bonus, per nat.
-
-    Raises:
-      ValueError: one line, naming the field and its allowed values.
-
-    Example:
-      >>> ObjectiveConfig(clip_high=0.28).aggregation
-      'token_mean'
-      >>> ObjectiveConfig(aggregation="mean")
-      Traceback (most recent call last):
-      ValueError: aggregation = 'mean' is unknown; allowed: token_mean, seq_mean_token_mean, ...
-    """
-
-    estimator: str = "grpo"
-    ddof: int = 1
-    eps: float = 1e-6
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    aggregation: str = "token_mean"
-    max_length: int | None = None
-    kl_estimator: str = "k3"
-    kl_coef: float = 0.0
-    entropy_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_advantage_options(self.estimator, self.ddof, self.eps)
-        check_loss_options(
-            self.clip_low,
-            self.clip_high,
-            self.aggregation,
-            self.max_length,
-            self.kl_estimator,
-            self.kl_coef,
-            self.entropy_coef,
-        )
 
 
 def advantages(
     rewards: ArrayLike, group_size: int, config: ObjectiveConfig, rewarded: ArrayLike | None = None
 ) -> Array:
-    """``group_advantages`` for a flat batch whose groups are contiguous.
+    """Advantages of a flat batch whose groups are contiguous, from rewards alone.
+
+    Estimators and filters that look at tokens, log-probs or ``RolloutBatch.extra`` want ``estimate``.
 
     Args:
       rewards: (N,) with N = B·G; rollout i belongs to prompt i // G.
       group_size: G, rollouts per prompt.
-      config: estimator, ddof and eps are used.
+      config: estimator, filters and their options are used.
       rewarded: (N,) bool, false where the grader failed.
 
     Returns:
-      (N,) advantages.
+      (N,) advantages; 0 for rollouts that a filter drops.
 
     Raises:
-      ValueError: rank other than 1, or N not a multiple of G.
+      ValueError: rank other than 1, N not a multiple of G, a configuration that needs more than rewards.
 
     Example:
       >>> advantages(jnp.array([1., 0., 2., 2.]), 2, ObjectiveConfig(estimator="rloo")).tolist()
@@ -89,16 +45,13 @@ def advantages(
     rewards = jnp.asarray(rewards)
     if rewards.ndim != 1:
         raise ValueError(f"rewards must have shape (N,), got {rewards.shape}")
-    if group_size < 1 or rewards.shape[0] % group_size:
-        raise ValueError(f"{rewards.shape[0]} rewards do not divide into groups of group_size = {group_size}")
-    groups = (rewards.shape[0] // group_size, group_size)
-    return group_advantages(
-        rewards.reshape(groups),
-        estimator=config.estimator,
-        ddof=config.ddof,
-        eps=config.eps,
-        rewarded=None if rewarded is None else jnp.reshape(rewarded, groups),
-    ).reshape(-1)
+    if config.overlong_buffer:
+        raise ValueError(f"overlong_buffer = {config.overlong_buffer} needs lengths: call estimate with the rollouts")
+    rollouts = example_rollouts(rewards)
+    if rewarded is not None:
+        rollouts = dataclasses.replace(rollouts, rewarded=jnp.asarray(rewarded).astype(bool))
+    made = estimate(Signals(rollouts), group_size, config).advantages
+    return made if made.ndim == 1 else made[:, 0]
 
 
 def loss(
@@ -110,15 +63,24 @@ def loss(
     ref_log_probs: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
     valid: ArrayLike | None = None,
+    *,
+    choices: TokenChoices | None = None,
+    demonstration: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+    kept_log_mass: ArrayLike | None = None,
 ) -> tuple[Array, Array, LossMetrics]:
     """``policy_loss`` with the options of a configuration.
 
     Args:
       log_probs: (N, T), nats. old_log_probs: (N, T), nats. advantages: (N,) or (N, T). mask: (N, T) bool.
-      config: clip, aggregation, KL and entropy options are used.
-      ref_log_probs: (N, T), nats; needed when config.kl_coef > 0.
+      config: surrogate, clip, aggregation, KL and entropy options are used.
+      ref_log_probs: (N, T), nats; needed when config.kl_coef > 0 and KL is in the loss.
       entropy: (N, T), nats; needed when config.entropy_coef ≠ 0.
       valid: (N,) bool, false for rows that only pad the batch.
+      choices: from ``choose_tokens``.
+      demonstration: (N,) bool, rows written by data.
+      segments: (N, T) int32, macro-actions or list items.
+      kept_log_mass: (N, T) nats, log of the probability of the likely tokens, for 'lp_reg' in its paper form.
 
     Returns:
       (sum, denominator, metrics), see ``policy_loss``.
@@ -132,19 +94,32 @@ def loss(
       >>> float(total), float(denominator)
       (3.0, 6.0)
     """
+    choices = choices or TokenChoices()
+    mask = jnp.asarray(mask).astype(bool)
+    if choices.kept is not None:
+        mask = mask & choices.kept
+    in_loss = config.kl_in == "loss"
+    weight = choices.demonstration_weight
     return policy_loss(
         log_probs,
         old_log_probs,
         advantages,
         mask,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
+        surrogate=config.surrogate,
+        options=config.surrogate_options,
         aggregation=config.aggregation,
         max_length=config.max_length,
-        ref_log_probs=ref_log_probs,
-        kl_estimator=config.kl_estimator,
-        kl_coef=config.kl_coef,
+        ref_log_probs=ref_log_probs if in_loss else None,
+        kl_estimator=config.kl_estimator if in_loss else "k3",
+        kl_coef=config.kl_coef if in_loss else 0.0,
         entropy=entropy,
         entropy_coef=config.entropy_coef,
         valid=valid,
+        token_weights=choices.weights,
+        chosen=choices.chosen,
+        log_proxy=choices.log_proxy,
+        kept_log_mass=kept_log_mass,
+        segments=segments,
+        demonstration=demonstration,
+        demonstration_weight=None if weight is None else jnp.max(weight, initial=0),
     )

@@ -17,13 +17,16 @@ from typing import Any
 
 from salt_jax.geometry.streaming import ROUTES
 from salt_jax.objective import ObjectiveConfig
+from salt_jax.objective.aggregation import WHOLE_BATCH
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
 from salt_jax.tasks import TASKS
+from salt_jax.training.collect.checks import check_collection
 from salt_jax.training.settings import (
     CheckpointConfig,
+    CollectionConfig,
     ConfigError,
     EvaluationConfig,
     GeometryConfig,
@@ -40,6 +43,7 @@ from salt_jax.training.settings import (
 
 FEATURES = ("lm_head", "lm_head_sketch", "taken_token", "per_rollout")
 SCHEDULES = ("constant", "linear", "cosine")
+WARM_START_OBJECTIVES = ("sft", "otr", "otr_exact")
 ON_LONG_PROMPT = ("error", "skip")
 # Options of the policy that are a run's own; the other keys of config.policy are the shape, which a checkpoint has.
 OPTIONS = ("compute_dtype", "scan_layers", "attention", "remat")
@@ -65,6 +69,7 @@ def parse(config: Any) -> RunConfig:
         "grading": ("grading", GradingConfig, {}),
         "rollouts": ("sampling", RolloutsConfig, {}),
         "sampling": ("sampling", SamplingConfig, {}),
+        "collection": ("collection", CollectionConfig, {}),
         "policy": ("policy", TransformerConfig, {"vocab_size": 1, "rope_scaling": None}),
         "objective": ("objective", ObjectiveConfig, {}),
         "geometry": ("salt", GeometryConfig, {}),
@@ -89,7 +94,8 @@ def parse(config: Any) -> RunConfig:
     fields: dict[str, Any] = {}
     for name, kind in scalars.items():
         fields[name] = _typed(f"config.{name}", values[name], kind)
-    if values["objective"]["aggregation"] == "dr_grpo":  # its denominator is the sampler's length limit
+    of_length = ("dr_grpo", "token_sum_norm")
+    if values["objective"]["aggregation"] in of_length or values["objective"]["overlong_buffer"]:  # the sampler's limit
         sections["objective"] = ("objective", ObjectiveConfig, {"max_length": values["sampling"]["max_new_tokens"]})
     # before SamplingConfig, which allows 0: greedy decoding is for evaluation only
     temperature = _typed("config.sampling.temperature", values["sampling"]["temperature"], float)
@@ -102,6 +108,7 @@ def parse(config: Any) -> RunConfig:
     run = RunConfig(**fields)
     _check_ranges(run)
     _check_divisions(run)
+    check_collection(run)
     return run
 
 
@@ -211,6 +218,7 @@ def _check_ranges(run: RunConfig) -> None:
         "optimizer.clip_norm": (run.optimizer.clip_norm, 0),
         "warm_start.steps": (run.warm_start.steps, 0),
         "warm_start.batch_size": (run.warm_start.batch_size, 1),
+        "warm_start.otr_samples": (run.warm_start.otr_samples, 1),
         "evaluation.every": (run.evaluation.every, 0),
         "evaluation.problems": (run.evaluation.problems, 1),
         "evaluation.batch_size": (run.evaluation.batch_size, 1),
@@ -245,9 +253,14 @@ def _check_ranges(run: RunConfig) -> None:
         ("optimizer.learning_rate", run.optimizer.learning_rate),
         ("optimizer.eps", run.optimizer.eps),
         ("warm_start.learning_rate", run.warm_start.learning_rate),
+        ("warm_start.otr_temperature", run.warm_start.otr_temperature),
         ("grading.deadline", run.grading.deadline),
     ):
         _require(path, rate, 0 < rate < float("inf"), "finite numbers > 0")
+    _require("warm_start.objective", run.warm_start.objective, run.warm_start.objective in WARM_START_OBJECTIVES,
+             ", ".join(WARM_START_OBJECTIVES))
+    penalty = run.warm_start.otr_beta
+    _require("warm_start.otr_beta", penalty, -float("inf") < penalty < 1, "finite numbers < 1 (a right token has 1)")
     for path, beta in (("optimizer.b1", run.optimizer.b1), ("optimizer.b2", run.optimizer.b2)):
         _require(path, beta, 0 <= beta < 1, "numbers in [0, 1)")
     _require("optimizer.schedule", run.optimizer.schedule, run.optimizer.schedule in SCHEDULES, ", ".join(SCHEDULES))
@@ -275,6 +288,14 @@ def _check_divisions(run: RunConfig) -> None:
     divides("learner.minibatches", run.learner.minibatches, "config.sampling.prompts_per_step", prompts)
     divides("learner.microbatches", run.learner.microbatches, per_minibatch, run.minibatch_rows)
     divides("salt.scope", run.unit_rows, per_minibatch, run.minibatch_rows)
+    objective = run.objective
+    if run.learner.microbatches > 1:
+        additive = "another aggregation with several microbatches: its denominator does not add up over them"
+        _require("objective.aggregation", objective.aggregation, objective.aggregation not in WHOLE_BATCH, additive)
+    if "pods" in objective.filters:
+        group = run.rollouts.rollouts_per_prompt
+        at_most = f"at most config.sampling.rollouts_per_prompt = {group}"
+        _require("objective.pods_keep", objective.pods_keep, objective.pods_keep <= group, at_most)
     if run.geometry.feature == "per_rollout":
         divides("salt.subset_microbatch", run.geometry.subset_microbatch, per_minibatch, run.minibatch_rows)
     shards = run.mesh.data * run.mesh.fsdp

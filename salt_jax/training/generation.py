@@ -84,16 +84,17 @@ def jit_sampler(
 
 
 def jit_assemble(mesh: Mesh, group_size: int) -> Callable[..., RolloutBatch]:
-    """Jitted: (prompts, prompt_mask, samples, rewards, rewarded, lengths=None) -> RolloutBatch, all on the mesh.
+    """Jitted: (prompts, prompt_mask, samples, rewards, rewarded, lengths=None, …) -> RolloutBatch, all on the mesh.
 
     ``lengths`` are the static (P, T) that the batch is trimmed to, from ``batch_lengths``; None keeps all columns.
+    ``valid`` (N,) is false on rows that only pad the batch; None: all are rollouts. ``extra``: see ``rollout.EXTRA``.
     """
     batch = batch_sharding(mesh)
 
     @functools.partial(jax.jit, in_shardings=batch, out_shardings=batch, static_argnums=5)
     def assemble(
         prompts: Array, prompt_mask: Array, samples: Samples, rewards: Array, rewarded: Array,
-        lengths: tuple[int, int] | None,
+        lengths: tuple[int, int] | None, valid: Array | None, extra: dict[str, Array],
     ) -> RolloutBatch:
         n = samples.tokens.shape[0]
 
@@ -107,17 +108,19 @@ def jit_assemble(mesh: Mesh, group_size: int) -> Callable[..., RolloutBatch]:
             sampler_log_probs=samples.log_probs,
             rewards=rewards,
             rewarded=rewarded,
-            valid=jnp.ones(n, bool),
+            valid=jnp.ones(n, bool) if valid is None else valid,
             truncated=samples.truncated,
+            extra=extra,
         )
         return rollouts if lengths is None else rollouts.trimmed(*lengths)
 
     def put_and_assemble(
         prompts: Any, prompt_mask: Any, samples: Samples, rewards: Any, rewarded: Any,
-        lengths: tuple[int, int] | None = None,
+        lengths: tuple[int, int] | None = None, valid: Any = None, extra: Any = None,
     ) -> RolloutBatch:
-        host = jax.device_put((prompts, prompt_mask, rewards, rewarded), batch)
-        return assemble(host[0], host[1], samples, host[2], host[3], lengths)
+        given = (prompts, prompt_mask, samples, rewards, rewarded)  # samples may be on the mesh already
+        host, valid, extra = jax.device_put((given, valid, extra or {}), batch)
+        return assemble(*host, lengths, valid, extra)
 
     return put_and_assemble
 

@@ -22,16 +22,17 @@ from rich.console import Console
 from salt_jax.evaluate import write_problems
 from salt_jax.policy.hf import open_checkpoint, write_policy_json
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.tasks import Task, prompt_batches
-from salt_jax.training import generation, setup, workdir
+from salt_jax.tasks import Task
+from salt_jax.training import setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
+from salt_jax.training.collect import Engine, make_collection
 from salt_jax.training.judging import Judge, make_judge, record, score, sentence
 from salt_jax.training.metrics import MetricWriter, check_finite
 from salt_jax.training.reweighting import first_basis
 from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import make_mesh, tree_shardings, vocabulary_axis
 from salt_jax.training.state import TrainState, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step, sampling_key
+from salt_jax.training.step import jit_train_step
 from salt_jax.training.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
 
 WARM = "warm_start"
@@ -127,7 +128,7 @@ def warm_start(session: Session, params: Any, key: Any) -> Any:
 
 def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any, key: Any) -> dict[str, Any]:
     """The phase that samples, grades and updates; returns the summary."""
-    run, task, group_size = session.run, session.task, session.run.rollouts.rollouts_per_prompt
+    run, task = session.run, session.task
     total_updates = run.steps * run.learner.minibatches * run.learner.epochs
     optimizer = make_optimizer(run.optimizer, total_updates)
     state = init_state(
@@ -139,45 +140,27 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         limit = f"config.sampling.max_prompt_length = {run.rollouts.max_prompt_length}"
         share = f"{skipped} of {len(task.source('train'))} prompts"
         session.warn(f"{share} are over {limit} and were skipped")
-    iterator = prompt_batches(
-        source, task.tokenizer, batch_size=run.rollouts.prompts_per_step,
-        max_prompt_length=run.rollouts.max_prompt_length, seed=run.seed,
-    )
-    generate = generation.jit_sampler(
-        session.policy, state.params, session.mesh,
-        group_size=group_size, config=run.sampling, tokenizer=task.tokenizer,
-        waves=setup.training_waves(run, setup.policy_config(run, task)),
-    )
-    assemble = generation.jit_assemble(session.mesh, group_size)
+    collection = make_collection(Engine(
+        run=run, task=task, source=source, policy=session.policy, shape=setup.policy_config(run, task),
+        params=jax.eval_shape(lambda: state.params), mesh=session.mesh, grade=session.grade, warn=session.warn,
+    ))
     make_step = functools.partial(jit_train_step, run, session.policy, optimizer, session.mesh, state)
     step_fns = {False: make_step(), True: make_step(measure=True)}
     every = 0 if run.geometry.enabled else run.geometry.measure_every
-    key_of = jax.jit(sampling_key)
     number = 0  # of the step in hand, kept on the host so that nothing waits for the device
 
     def one_step(state: TrainState) -> tuple[TrainState, dict[str, Any], dict[str, float]]:
         nonlocal number
         began = time.perf_counter()
-        batch = next(iterator)
-        prompts, mask = batch["prompt_tokens"], batch["prompt_mask"]
-        samples = generate(state.params, prompts, mask, key_of(state))
-        lengths = jax.device_get(samples.lengths)
-        sampled = time.perf_counter()
-        grades = generation.grade_samples(task, session.grade, samples, batch["references"], group_size)
-        graded = time.perf_counter()
-        if grades.errors.count:
-            lost = f"{grades.errors.count} of {len(grades.rewards)} rewards are missing"
-            session.warn(f"{lost}, the first: {grades.errors.first}")
-        trimmed = generation.batch_lengths(run, mask, lengths)  # the update pays for the longest row, not the limit
-        rollouts = assemble(prompts, mask, samples, grades.rewards, grades.rewarded, trimmed)
-        tokens = float(lengths.sum())
-        state, metrics = step_fns[bool(every) and number % every == 0](state, rollouts)
+        collected = collection(state, number + 1)
+        state, metrics = step_fns[bool(every) and number % every == 0](state, collected.rollouts)
         number += 1
         seconds = time.perf_counter() - began
-        host = {"seconds": seconds, "tokens_per_second": tokens / seconds, "grading_seconds": graded - sampled}
-        if run.task_name == "mixture":
-            host |= generation.rewards_by_source(batch["ids"], grades, group_size)
-        return state, metrics, host
+        host = {
+            "seconds": seconds, "tokens_per_second": collected.tokens / seconds,
+            "grading_seconds": collected.grading_seconds,
+        }
+        return state, metrics, host | dict(collected.metrics)
 
     judge = make_judge(run, task, session.policy, state.params, session.mesh, session.grade)
 
@@ -186,7 +169,7 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
         number = step
 
     run_phase(
-        session, checkpoints, state, iterator, one_step, label="train", total=run.steps,
+        session, checkpoints, state, collection.saved, one_step, label="train", total=run.steps,
         records=workdir.METRICS, judge=judge, every=run.evaluation.every, begin=begin,
     )
     records = workdir.read_records(session.folder / workdir.EVALUATIONS)

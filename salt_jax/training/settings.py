@@ -53,6 +53,44 @@ class RolloutsConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CollectionConfig:
+    """How the rollouts of a step come to be: ``salt_jax.training.collect``; the keys are explained in configs/base.py.
+
+    The defaults are those of configs/base.py: an option that the chosen method does not read must keep its own.
+    """
+
+    method: str = "plain"
+    clusters: str = ""
+    segments: str = ""
+    positive_above: float = 0.7
+    max_batches: int = 10
+    on_exhausted: str = "error"
+    round_rollouts: int | None = None
+    max_rounds: int = 4
+    exit_rule: str = "balance"
+    positives: int = 1
+    pool_weight: str = "one"
+    distinct_prompts: int | None = None
+    min_slots: int = 1
+    max_slots: int = 4
+    count_decay: float = 0.9
+    prior_positive: float = 1.0
+    prior_negative: float = 1.0
+    rate_eps: float = 0.01
+    decay_selected: float = 0.2
+    decay_others: float = 0.999
+    pilots: int = 8
+    gvm_alpha: float = 1e-3
+    gvm_beta: float = 2.0
+    entropy_target: float = 0.5
+    temperature_high: float = 1.2
+    temperature_low: float = 0.8
+    max_injected: int = 60
+    inject_above: float = 0.05
+    hpt_gate: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class GeometryConfig:
     """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py."""
 
@@ -98,11 +136,15 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WarmStartConfig:
-    """The supervised phase before the first rollout."""
+    """The supervised phase before the first rollout; the ``otr_`` fields are those of ``objective.otr``."""
 
     steps: int
     batch_size: int
     learning_rate: float
+    objective: str
+    otr_samples: int
+    otr_temperature: float
+    otr_beta: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +205,7 @@ class RunConfig:
     policy: TransformerConfig
     rollouts: RolloutsConfig
     sampling: SamplingConfig
+    collection: CollectionConfig
     objective: ObjectiveConfig
     geometry: GeometryConfig
     salt: SaltConfig

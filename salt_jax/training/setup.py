@@ -32,6 +32,7 @@ from salt_jax.tasks import (
 )
 from salt_jax.training import workdir
 from salt_jax.training.checkpoint import Checkpoints
+from salt_jax.training.collect.checks import check_problems
 from salt_jax.training.config import OPTIONS, parse
 from salt_jax.training.settings import ConfigError, RunConfig
 from salt_jax.training.sharding import make_mesh, path_of, tree_shardings
@@ -62,6 +63,7 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         if run.warm_start.steps:
             with naming("config.sampling.max_new_tokens: "):
                 check_solution_lengths(task.source("train"), task.tokenizer, run.sampling.max_new_tokens)
+        check_problems(run, lambda: prompts_of(run, task, "train")[0], task.tokenizer)
         check_subset(run, task)
         checked_mesh(run, policy_config(run, task))
     if run.init_from:

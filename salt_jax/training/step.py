@@ -10,33 +10,33 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
+from flax import struct
 from jax.sharding import Mesh
 from optax import microbatching
 
 from salt_jax.geometry import Sketch, orthonormal
 from salt_jax.layout import Layout
+from salt_jax.objective import Signals, TokenChoices, choose_tokens, estimate, rollout_advantages
 from salt_jax.objective.losses import LossMetrics, finalize
-from salt_jax.objective.objective import advantages as group_relative_advantages
 from salt_jax.objective.objective import loss as policy_objective
-from salt_jax.policy.logprobs import CompletionScores, completion_scores
+from salt_jax.policy.logprobs import CompletionScores
 from salt_jax.rollout import RolloutBatch, bundle, unbundle
+from salt_jax.training.harvest import SUM, bundle_size, harvest, scores_of, split_minibatches
 from salt_jax.training.reweighting import mini_batch_gram, observe_and_reweight, sketch_of
 from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
 from salt_jax.training.state import TrainState, vocabulary
+from salt_jax.training.step_metrics import average, reward_metrics, track_entropy
 
 Array = jax.Array
 HIDDEN_FEATURES = ("lm_head", "taken_token")  # the geometry is made from hidden states
-SUM, CONCAT = microbatching.AccumulationType.SUM, microbatching.AccumulationType.CONCAT
 MAXIMUM = microbatching.Accumulator(
     init=lambda value: jax.tree.map(lambda v: jnp.zeros(v.shape, v.dtype), value),  # maxima are >= 0
     update=lambda carry, value, _: jax.tree.map(jnp.maximum, carry, value),
@@ -50,16 +50,18 @@ class Batch:
     """Rollouts with what the loss needs besides; None where the loss itself finds it.
 
     Attributes:
-      rollouts: N rollouts.
-      advantages: (N,) group-relative advantages, already reweighted where the geometry was harvested.
+      rollouts: N rollouts; those that a filter drops are not ``valid``.
+      advantages: (N,) or (N, T), already reweighted where the geometry was harvested; None before they are made.
       old_log_probs: (N, T) nats, or None: those of the loss's own forward pass.
-      ref_log_probs: (N, T) nats, or None without a KL term.
+      ref_log_probs: (N, T) nats, or None without a reference.
+      choices: what was decided token by token.
     """
 
     rollouts: RolloutBatch
-    advantages: Array
+    advantages: Array | None = None
     old_log_probs: Array | None = None
     ref_log_probs: Array | None = None
+    choices: TokenChoices = TokenChoices()
 
 
 def train_step(
@@ -86,14 +88,11 @@ def train_step(
     Returns:
       The state after the step, and scalar metrics.
     """
-    group_size = run.rollouts.rollouts_per_prompt
-    graded = rollouts.rewarded & rollouts.valid
-    advantages = group_relative_advantages(rollouts.rewards, group_size, run.objective, rewarded=graded)
-    metrics = reward_metrics(rollouts, advantages, group_size, run.evaluation.correct_from)
-    batch = Batch(rollouts, advantages)
-    if run.objective.kl_coef:
-        scores, _ = harvest(run, policy, state.ref_params, rollouts, layout=layout)
-        batch = dataclasses.replace(batch, ref_log_probs=scores.log_probs)
+    metrics = reward_metrics(rollouts, run.rollouts.rollouts_per_prompt, run.evaluation.correct_from)
+    batch = Batch(rollouts)
+    if run.objective.needs_reference:
+        reference, _ = harvest(run, policy, state.ref_params, rollouts, layout=layout)
+        batch = dataclasses.replace(batch, ref_log_probs=reference.log_probs)
 
     with_geometry = run.geometry.enabled or measure
     sketch = None
@@ -108,26 +107,32 @@ def train_step(
         return finish(state, run), metrics | seen
 
     entropy_range = state.entropy_range
-    batches = split_minibatches(batch, run)
-    if updates > 1 or with_geometry:
+    scores: CompletionScores | None = None
+    if updates > 1 or with_geometry or run.objective.needs - {"key", "ref_log_probs"}:
         wanted = with_geometry and run.geometry.feature in HIDDEN_FEATURES
         scores, moment = harvest(
-            run, policy, state.params, rollouts, with_hidden=wanted, layout=layout, sketch=sketch
+            run, policy, state.params, rollouts, with_hidden=wanted, layout=layout, sketch=sketch,
+            kept="log_proxy" in run.objective.needs,
         )
-        batches = split_minibatches(dataclasses.replace(batch, old_log_probs=scores.log_probs), run)
+        batch = dataclasses.replace(batch, old_log_probs=scores.log_probs)
+        state = with_basis(state, moment)
+    batch, seen = with_advantages(state, batch, run, scores)
+    metrics |= seen
+    batches = split_minibatches(batch, run)
+    if with_geometry or needs_choices(run, rollouts):
+        entropy = None
         if with_geometry:
+            assert scores is not None
             now, entropy_range = track_entropy(scores.entropy, rollouts, entropy_range)
+            entropy = (now, entropy_range[0], entropy_range[1])
 
-            def unit(batch: Batch, scores: CompletionScores, key: Array) -> tuple[Array, dict[str, Array]]:
-                gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
-                entropy = (now, entropy_range[0], entropy_range[1])
-                return observe_and_reweight(run, gram, batch.advantages, batch.rollouts, key, entropy, layout)
+        def unit(batch: Batch, scores: CompletionScores | None, keys: Array) -> tuple[Batch, dict[str, Array]]:
+            return weigh(run, policy, state, batch, scores, keys, entropy, layout)
 
-            keys = jax.random.split(salt_key(state), run.learner.minibatches)
-            new, seen = jax.lax.map(lambda x: unit(*x), (batches, split_minibatches(scores, run), keys))
-            batches = dataclasses.replace(batches, advantages=new)
-            metrics |= average(seen)
-            state = with_basis(state, moment)
+        keys = jnp.stack([jax.random.split(key(state), run.learner.minibatches) for key in (salt_key, token_key)], 1)
+        of_each = None if scores is None else split_minibatches(scores, run)
+        batches, seen = jax.lax.map(lambda x: unit(*x), (batches, of_each, keys))
+        metrics |= average(seen)
 
     def update(carry: tuple[Any, Any], batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
         params, opt_state = carry
@@ -159,21 +164,21 @@ def single_shot(
     """One optimizer step on the whole batch; the geometry comes from the loss's own hidden states."""
 
     def loss(params: Any) -> tuple[Array, Any]:
-        scores = _scores(run, policy, params, batch.rollouts, layout=layout, sketch=sketch)
-        seen: dict[str, Array] = {}
-        advantages, entropy_range = batch.advantages, state.entropy_range
+        scores = scores_of(
+            run, policy, params, batch.rollouts, layout=layout, sketch=sketch, kept=run.objective.surrogate == "lp_reg"
+        )
+        constant = jax.lax.stop_gradient(scores)
+        entropy, entropy_range = None, state.entropy_range
         if geometry:
-            constant = jax.lax.stop_gradient(scores)
             now, entropy_range = track_entropy(constant.entropy, batch.rollouts, entropy_range)
-            gram = mini_batch_gram(run, policy, jax.lax.stop_gradient(params), batch.rollouts, constant, layout)
             entropy = (now, entropy_range[0], entropy_range[1])
-            key = jax.random.split(salt_key(state), 1)[0]  # the first minibatch's
-            advantages, seen = observe_and_reweight(
-                run, gram, advantages, batch.rollouts, key, entropy, layout
-            )
-        total, denominator, metrics = _loss(run, dataclasses.replace(batch, advantages=advantages), scores)
+        ready, seen = with_advantages(state, batch, run, constant)
+        keys = jnp.stack([jax.random.split(key(state), 1)[0] for key in (salt_key, token_key)])  # of one minibatch
+        still = dataclasses.replace(state, params=jax.lax.stop_gradient(params))
+        ready, of_geometry = weigh(run, policy, still, ready, constant, keys, entropy, layout)
+        total, denominator, metrics = _loss(run, ready, scores)
         scale = jnp.maximum(denominator, 1)
-        return total / scale, (finalize(metrics) | seen, entropy_range, scores.moment)
+        return total / scale, (finalize(metrics) | seen | of_geometry, entropy_range, scores.moment)
 
     grads, (metrics, entropy_range, moment) = jax.grad(loss, has_aux=True)(state.params)
     params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer)
@@ -191,7 +196,9 @@ def accumulated_grads(
         part = unbundle(bundles)
 
         def loss(params: Any) -> tuple[Array, Any]:
-            scores = _scores(run, policy, params, part.rollouts, group_size=size, layout=layout)
+            scores = scores_of(
+                run, policy, params, part.rollouts, group_size=size, layout=layout, kept=needs_kept_mass(run)
+            )
             total, denominator, metrics = _loss(run, part, scores)
             return total, (denominator, metrics)
 
@@ -207,72 +214,89 @@ def accumulated_grads(
     return jax.tree.map(lambda g: g / scale, grads), finalize(LossMetrics(total, maxima))
 
 
-def harvest(
-    run: RunConfig,
-    policy: Any,
-    params: Any,
-    rollouts: RolloutBatch,
-    *,
-    with_hidden: bool = False,
-    layout: Layout | None = None,
-    sketch: Sketch | None = None,
-) -> tuple[CompletionScores, Array | None]:
-    """Scores of the whole rollout batch without gradients, microbatch by microbatch; and the sum of their moments.
-
-    What stays of each rollout for the geometry: (T, D) hidden states for an exact Gram, r numbers for a sketch.
-    """
-    size = bundle_size(run, layout)
-    rows = run.minibatch_rows // run.learner.microbatches
-
-    def part(bundles: RolloutBatch) -> tuple[CompletionScores, Array | None]:
-        scores = _scores(run, policy, params, unbundle(bundles), group_size=size, layout=layout, sketch=sketch)
-        if not with_hidden:
-            scores = scores._replace(hidden=None)
-        return bundle(scores._replace(moment=None), size), scores.moment
-
-    over_parts = microbatching.microbatch(part, argnums=0, microbatch_size=rows // size, accumulator=(CONCAT, SUM))
-    scores, moment = jax.lax.stop_gradient(over_parts(bundle(rollouts, size)))
-    return unbundle(scores), moment
+def with_advantages(
+    state: TrainState, batch: Batch, run: RunConfig, scores: CompletionScores | None
+) -> tuple[Batch, dict[str, Array]]:
+    """Advantages of a whole rollout batch; rows that a filter drops are no longer valid."""
+    signals = signals_of(run, state, batch, scores, estimate_key(state))
+    made = estimate(signals, run.rollouts.rollouts_per_prompt, run.objective)
+    rollouts = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & made.kept)
+    return dataclasses.replace(batch, rollouts=rollouts, advantages=made.advantages), made.metrics
 
 
-def bundle_size(run: RunConfig, layout: Layout | None = None) -> int:
-    """Rows that stay together in a microbatch, on one device, and share one prompt: the most that divide all three."""
-    shards = 1 if layout is None else layout.batch_shards
-    return math.gcd(run.minibatch_rows // run.learner.microbatches // shards, run.rollouts.rollouts_per_prompt)
-
-
-def split_minibatches(tree: Any, run: RunConfig) -> Any:
-    """Leading axis N -> (minibatches, m), whole groups; strided, so that each keeps the batch's sharding."""
-    group_size = run.rollouts.rollouts_per_prompt
-    groups = microbatching.reshape_batch_axis(bundle(tree, group_size), run.minibatch_rows // group_size)
-    return jax.tree.map(lambda x: jnp.reshape(x, (x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])), groups)
-
-
-def _scores(
-    run: RunConfig,
-    policy: Any,
-    params: Any,
-    rollouts: RolloutBatch,
-    *,
-    group_size: int | None = None,
-    layout: Layout | None = None,
-    sketch: Sketch | None = None,
-) -> CompletionScores:
-    return completion_scores(
-        nnx.merge(policy, params),
-        rollouts,
-        group_size=group_size or bundle_size(run, layout),
-        temperature=run.sampling.temperature,
-        chunk_size=run.learner.vocab_chunk,
-        layout=layout,
-        sketch=sketch,
+def signals_of(
+    run: RunConfig, state: TrainState, batch: Batch, scores: CompletionScores | None, key: Array
+) -> Signals:
+    """What estimators and token choices may look at."""
+    return Signals(
+        batch.rollouts,
+        log_probs=None if scores is None else scores.log_probs,
+        ref_log_probs=batch.ref_log_probs,
+        entropy=None if scores is None else scores.entropy,
+        log_proxy=None if scores is None else scores.log_proxy,
+        key=key,
+        progress=state.step / max(run.steps, 1),
     )
+
+
+def weigh(
+    run: RunConfig,
+    policy: Any,
+    state: TrainState,
+    batch: Batch,
+    scores: CompletionScores | None,
+    keys: Array,
+    entropy: Any,
+    layout: Layout | None,
+) -> tuple[Batch, dict[str, Array]]:
+    """SALT's advantages in place of a minibatch's own where it is on, then what is decided token by token.
+
+    Args:
+      run: the checked configuration.
+      policy: static part of the model.
+      state: parameters are used, for feature 'per_rollout' and the output projection; constants.
+      batch: one minibatch.
+      scores: what a forward pass said of it.
+      keys: (2,) of SALT and of the token choices.
+      entropy: (now, least, greatest) mean token entropy; None without geometry.
+      layout: where things lie on a mesh.
+
+    Returns:
+      The batch with its final advantages and choices; metrics of the geometry.
+    """
+    seen: dict[str, Array] = {}
+    own = batch.advantages
+    assert own is not None  # with_advantages has been there
+    if entropy is not None and scores is not None:
+        gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
+        flat = rollout_advantages(own, batch.rollouts.loss_mask)
+        new, seen = observe_and_reweight(run, gram, flat, batch.rollouts, keys[0], entropy, layout)
+        if run.geometry.enabled:
+            seen["salt/collapsed"] = jnp.asarray(float(own.ndim == 2))  # one advantage a token became one a rollout
+            batch, own = dataclasses.replace(batch, advantages=new), new
+    if needs_choices(run, batch.rollouts):
+        signals = signals_of(run, state, batch, scores, keys[1])
+        choices = choose_tokens(signals, own, run.rollouts.rollouts_per_prompt, run.objective)
+        batch = dataclasses.replace(batch, choices=choices)
+    return batch, seen
+
+
+def needs_choices(run: RunConfig, rollouts: RolloutBatch) -> bool:
+    """Whether anything is decided token by token."""
+    return run.objective.chooses_tokens or "demonstration" in rollouts.extra
+
+
+def needs_kept_mass(run: RunConfig) -> bool:
+    """Whether the loss itself takes the probability of the likely tokens, with its gradient (Lp-Reg's paper form)."""
+    return run.objective.surrogate == "lp_reg" and run.objective.lp_reg_form == "paper"
 
 
 def _loss(run: RunConfig, batch: Batch, scores: CompletionScores) -> tuple[Array, Array, LossMetrics]:
     rollouts, mask = batch.rollouts, batch.rollouts.loss_mask
     old = batch.old_log_probs
     old = jax.lax.stop_gradient(scores.log_probs) if old is None else old
+    assert batch.advantages is not None  # with_advantages has been there
+    demonstration = rollouts.extra.get("demonstration")
     total, denominator, metrics = policy_objective(
         scores.log_probs,
         old,
@@ -282,9 +306,17 @@ def _loss(run: RunConfig, batch: Batch, scores: CompletionScores) -> tuple[Array
         ref_log_probs=batch.ref_log_probs,
         entropy=scores.entropy if run.objective.entropy_coef else jax.lax.stop_gradient(scores.entropy),
         valid=rollouts.valid & rollouts.rewarded,
+        choices=batch.choices,
+        demonstration=demonstration,
+        segments=rollouts.extra.get("segments"),
+        kept_log_mass=scores.kept_log_mass if needs_kept_mass(run) else None,
     )
-    gap = jnp.where(mask, jnp.abs(old - rollouts.sampler_log_probs), 0.0)
-    metrics.sums["sampler_gap"] = (jnp.sum(gap), jnp.sum(mask, dtype=jnp.float32))
+    sampled = mask
+    for name in ("demonstration", "injected"):  # not drawn from this policy at this temperature
+        if name in rollouts.extra:
+            sampled = sampled & ~rollouts.extra[name][:, None]
+    gap = jnp.where(sampled, jnp.abs(old - rollouts.sampler_log_probs), 0.0)
+    metrics.sums["sampler_gap"] = (jnp.sum(gap), jnp.sum(sampled, dtype=jnp.float32))
     metrics.sums["loss"] = (jax.lax.stop_gradient(total), denominator)
     metrics.maxima["sampler_gap_max"] = jnp.max(gap)
     return total, denominator, metrics
@@ -320,43 +352,19 @@ def sketch_key(state: TrainState) -> Array:
     return jax.random.fold_in(state.step_key(), 2)
 
 
+def estimate_key(state: TrainState) -> Array:
+    """What filters and estimators draw from in this step."""
+    return jax.random.fold_in(state.step_key(), 3)
+
+
+def token_key(state: TrainState) -> Array:
+    """What token choices draw from in this step."""
+    return jax.random.fold_in(state.step_key(), 4)
+
+
 def sampling_key(state: TrainState) -> Array:
     """What the sampler draws from in this step."""
     return jax.random.fold_in(state.step_key(), 0)
-
-
-def track_entropy(entropy: Array, rollouts: RolloutBatch, seen: Array) -> tuple[Array, Array]:
-    """Mean token entropy of the batch, nats, and the running (least, greatest) with it included."""
-    mask = rollouts.loss_mask
-    now = jnp.sum(jnp.where(mask, entropy, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-    return now, jnp.stack([jnp.minimum(seen[0], now), jnp.maximum(seen[1], now)])
-
-
-def reward_metrics(
-    rollouts: RolloutBatch, advantages: Array, group_size: int, correct_from: float = 1.0
-) -> dict[str, Array]:
-    """Rewards, the share of correct ones, lengths, truncation and missing grades of a rollout batch."""
-    valid = rollouts.valid
-    graded = valid & rollouts.rewarded
-    count, rows = jnp.maximum(jnp.sum(graded), 1), jnp.maximum(jnp.sum(valid), 1)
-    signal = jnp.any(bundle(advantages, group_size) != 0, axis=1)
-    lengths = jnp.sum(rollouts.completion_mask, axis=1)
-    return {
-        "reward": jnp.sum(jnp.where(graded, rollouts.rewards, 0.0)) / count,
-        "accuracy": jnp.sum(graded & (rollouts.rewards >= correct_from)) / count,
-        "groups_with_signal": jnp.sum(signal) / jnp.maximum(jnp.sum(jnp.any(bundle(valid, group_size), axis=1)), 1),
-        "completion_length": jnp.sum(jnp.where(valid, lengths, 0)) / rows,
-        "truncated": jnp.sum(valid & rollouts.truncated) / rows,
-        "missing_rewards": jnp.sum(valid & ~rollouts.rewarded),
-    }
-
-
-def average(stacked: dict[str, Array]) -> dict[str, Array]:
-    """One scalar a metric over the minibatches and epochs of a step: the mean, or the maximum for ``*_max``."""
-    return {
-        name: jnp.max(x) if name.endswith("_max") else jnp.mean(x.astype(jnp.float32))
-        for name, x in stacked.items()
-    }
 
 
 def jit_train_step(

@@ -1,4 +1,4 @@
-"""The supervised phase for policies that start from random weights: the task's own solutions, next-token loss."""
+"""The supervised phase for policies that start from random weights: the task's own solutions, one loss of three."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from salt_jax.layout import Layout
+from salt_jax.objective.otr import streamed_otr
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Task, solution_batches
@@ -56,7 +57,11 @@ def warm_start_step(
     optimizer: Any,
     layout: Layout | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One supervised step: L = −Σ log π(solution token) / tokens, at temperature 1. Pure.
+    """One supervised step, at temperature 1. Pure. By config.warm_start.objective::
+
+        sft        L = −Σ log π(solution token) / tokens
+        otr        One-Token Rollout of arXiv 2509.26313, drawn from the state's key and step (``objective.otr``)
+        otr_exact  its expectation over the draws
 
     Args:
       state: before the step.
@@ -67,7 +72,8 @@ def warm_start_step(
       layout: where rows and parameters lie on a mesh; None on one device.
 
     Returns:
-      The state after the step; ``loss`` in nats a token and ``grad_norm``.
+      The state after the step; ``loss``, in nats a token for 'sft', and ``grad_norm``; with the others ``nll``, what
+      the loss of 'sft' would be.
     """
     rows = batch["prompt_tokens"].shape[0]
     blank = jnp.zeros(rows)
@@ -82,16 +88,25 @@ def warm_start_step(
         truncated=blank > 0,
     )
 
-    def loss(params: Any) -> Array:
-        scores = completion_scores(
-            nnx.merge(policy, params), rollouts, group_size=1, chunk_size=run.learner.vocab_chunk, layout=layout
-        )
+    def loss(params: Any) -> tuple[Array, dict[str, Array]]:
+        model, warm, chunk = nnx.merge(policy, params), run.warm_start, run.learner.vocab_chunk
+        scores = completion_scores(model, rollouts, group_size=1, chunk_size=chunk, layout=layout)
         mask = rollouts.completion_mask
-        return -jnp.sum(jnp.where(mask, scores.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+        if warm.objective == "sft":
+            return -jnp.sum(jnp.where(mask, scores.log_probs, 0.0)) / jnp.maximum(jnp.sum(mask), 1), {}
+        assert scores.hidden is not None
+        # The log-probabilities of `scores` are not used, and so not computed: the next line has its own.
+        value, nll = streamed_otr(
+            scores.hidden, model.lm_head, rollouts.completions, mask, key=state.step_key(),
+            samples=warm.otr_samples if warm.objective == "otr" else None,
+            temperature=warm.otr_temperature, beta=warm.otr_beta, chunk_size=chunk, layout=layout,
+        )
+        return value, {"nll": nll}
 
-    value, grads = jax.value_and_grad(loss)(state.params)
+    (value, more), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer)
-    return dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1), {"loss": value} | norms
+    state = dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1)
+    return state, {"loss": value} | more | norms
 
 
 def jit_warm_start_step(

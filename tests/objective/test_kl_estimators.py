@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from salt_jax.objective import KL_ESTIMATORS, ObjectiveConfig, k1, k2, k3, policy_loss
+from salt_jax.objective.kl import k3_plus
 from tests.reference import objective as reference
 
 REF = np.array([0.5, 0.3, 0.15, 0.05])
@@ -50,9 +51,10 @@ def test_expected_gradients_on_a_tiny_vocabulary():
         np.testing.assert_allclose(expected_gradient(k1, logits), 0, atol=1e-12)
         np.testing.assert_allclose(expected_gradient(k2, logits), reverse, atol=1e-8)
         np.testing.assert_allclose(expected_gradient(k3, logits), forward, atol=1e-8)
+        np.testing.assert_allclose(expected_gradient(k3_plus, logits), reverse, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "direction"), [("k2", "reverse"), ("k3", "forward")])
+@pytest.mark.parametrize(("name", "direction"), [("k2", "reverse"), ("k3", "forward"), ("k3_plus", "reverse")])
 def test_expected_gradient_through_the_loss(name, direction):
     """At the uniform policy one row a token is the exact expectation, here with zero advantages."""
     with jax.enable_x64(True):
@@ -71,15 +73,15 @@ def test_expected_gradient_through_the_loss(name, direction):
             return total / denominator
 
         np.testing.assert_allclose(
-            jax.grad(loss)(jnp.zeros(4)), exact_gradient(direction, np.zeros(4)), atol=1e-8
+            jax.jit(jax.grad(loss))(jnp.zeros(4)), exact_gradient(direction, np.zeros(4)), atol=1e-8
         )
 
 
 def test_k1_is_refused_in_the_loss():
     zeros = jnp.zeros((1, 2))
-    with pytest.raises(ValueError, match="k1.*zero expected gradient.*allowed: k2, k3"):
+    with pytest.raises(ValueError, match="k1.*zero expected gradient.*allowed: k2, k3, k3_plus"):
         policy_loss(zeros, zeros, jnp.ones(1), zeros == 0, kl_estimator="k1")
-    with pytest.raises(ValueError, match="kl_estimator = 'k9' is unknown; allowed: k2, k3"):
+    with pytest.raises(ValueError, match="kl_estimator = 'k9' is unknown; allowed: k2, k3, k3_plus"):
         ObjectiveConfig(kl_estimator="k9")
 
 
@@ -102,6 +104,7 @@ def test_golden_vectors(golden):
     log_prob, ref = case["inputs"]["logp"], case["inputs"]["ref"]
     with jax.enable_x64(True):
         for name, estimator in KL_ESTIMATORS.items():
+            keys = ("k3plus_value", "k3plus_grad") if name == "k3_plus" else (name, f"grad_{name}")
             value, gradient = jax.value_and_grad(estimator)(jnp.array(log_prob), jnp.array(ref))
-            np.testing.assert_allclose(value, case["outputs"][name], rtol=1e-12)
-            np.testing.assert_allclose(gradient, case["outputs"][f"grad_{name}"], rtol=1e-12)
+            np.testing.assert_allclose(value, case["outputs"][keys[0]], rtol=1e-12)
+            np.testing.assert_allclose(gradient, case["outputs"][keys[1]], rtol=1e-12)

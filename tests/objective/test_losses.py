@@ -1,5 +1,6 @@
 """The clipped surrogate against float64 loops: values, gradients, masks, extremes, additivity."""
 
+import functools
 import json
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from salt_jax.objective import AGGREGATIONS, ObjectiveConfig, finalize, loss, merge, policy_loss
+from salt_jax.objective.aggregation import NEED_MAX_LENGTH, WHOLE_BATCH
 from tests.reference import objective as reference
 
 N, T = 6, 5
@@ -32,7 +34,7 @@ def make_batch(seed=0, dtype=np.float32):
 
 
 def options_for(aggregation, **options):
-    return {"aggregation": aggregation, "max_length": 7 if aggregation == "dr_grpo" else None, **options}
+    return {"aggregation": aggregation, "max_length": 7 if aggregation in NEED_MAX_LENGTH else None, **options}
 
 
 def split(batch):
@@ -76,12 +78,11 @@ def test_gradient_equals_finite_differences(aggregation):
     options = options_for(aggregation, kl_coef=0.2, entropy_coef=0.1)
     arrays, extra = split(batch)
     with jax.enable_x64(True):
-        gradient = jax.grad(lambda x: policy_loss(x, *arrays[1:], **extra, **options)[0])(
-            jnp.asarray(arrays[0])
-        )
-        entropy_gradient = jax.grad(lambda h: policy_loss(*arrays, **(extra | {"entropy": h}), **options)[0])(
-            jnp.asarray(extra["entropy"])
-        )
+        gradient, entropy_gradient = jax.jit(
+            jax.grad(
+                lambda x, h: policy_loss(x, *arrays[1:], **(extra | {"entropy": h}), **options)[0], argnums=(0, 1)
+            )
+        )(jnp.asarray(arrays[0]), jnp.asarray(extra["entropy"]))
     step = 1e-6
     expected = np.zeros((N, T))
     for n in range(N):
@@ -150,12 +151,12 @@ def test_everything_masked(aggregation):
 
     (value, (total, denominator, metrics)), gradient = jax.value_and_grad(divided, has_aux=True)(arrays[0])
     assert float(value) == float(total) == 0
-    assert float(denominator) == (N * 7 if aggregation == "dr_grpo" else 0)
+    assert float(denominator) == {"dr_grpo": N * 7, "token_sum_norm": 7}.get(aggregation, 0)
     np.testing.assert_array_equal(gradient, 0)
     assert all(float(x) == 0 for x in finalize(metrics).values())
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+@pytest.mark.parametrize("aggregation", [name for name in AGGREGATIONS if name not in WHOLE_BATCH])
 @pytest.mark.parametrize("num_parts", [2, 3, 6])
 def test_microbatches_add_up(aggregation, num_parts):
     batch = make_batch()
@@ -168,7 +169,7 @@ def test_microbatches_add_up(aggregation, num_parts):
             value, denominator, metrics = policy_loss(x, *arrays[1:], **extra, **options)
             return value, (denominator, metrics)
 
-        (value, (denominator, metrics)), gradient = jax.value_and_grad(total, has_aux=True)(arrays[0])
+        (value, (denominator, metrics)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(arrays[0])
         return value, denominator, metrics, gradient
 
     whole = evaluate(slice(None))
@@ -205,7 +206,7 @@ def test_extreme_log_ratios(gap, advantage):
         zeros = jnp.zeros((1, 1))
         return policy_loss(x, zeros, jnp.array([advantage]), zeros == 0, ref_log_probs=zeros, kl_coef=0.1)[0]
 
-    value, gradient = jax.value_and_grad(total)(jnp.full((1, 1), gap))
+    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.full((1, 1), gap))
     expected = reference.policy_loss(
         [[gap]], [[0.0]], [advantage], [[1]], ref_log_probs=[[0.0]], kl_coef=0.1
     )[0]
@@ -231,6 +232,12 @@ def test_bfloat16_is_computed_in_float32():
     assert {x.dtype for x in jax.tree.leaves((total, denominator, metrics))} == {jnp.dtype(jnp.float32)}
 
 
+@functools.cache
+def wild_program(aggregation):
+    options = options_for(aggregation)
+    return jax.jit(jax.value_and_grad(lambda *a: policy_loss(*a, **options)[:2], has_aux=True))
+
+
 wild = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e4, 1e4, width=32))
 
 
@@ -244,9 +251,7 @@ wild = hnp.arrays(np.float32, (3, 2), elements=st.floats(-1e4, 1e4, width=32))
 )
 def test_wild_inputs_stay_finite_and_right(log_probs, old, advantages, mask, aggregation):
     options = options_for(aggregation)
-    (total, denominator), gradient = jax.value_and_grad(
-        lambda x: policy_loss(x, old, advantages, mask, **options)[:2], has_aux=True
-    )(log_probs)
+    (total, denominator), gradient = wild_program(aggregation)(log_probs, old, advantages, mask)
     expected, expected_denominator, _ = reference.policy_loss(log_probs, old, advantages, mask, **options)
     assert np.isfinite(gradient).all()
     assert float(denominator) == expected_denominator
@@ -280,6 +285,7 @@ def test_config_calls_the_same_loss():
         ({"clip_high": float("nan")}, "clip_high = nan"),
         ({"aggregation": "mean"}, "aggregation = 'mean' is unknown; allowed: token_mean"),
         ({"aggregation": "dr_grpo"}, "needs max_length"),
+        ({"aggregation": "token_sum_norm"}, "needs max_length"),
         ({"max_length": 0}, "max_length = 0"),
         ({"kl_estimator": "k1"}, "zero expected gradient"),
         ({"kl_coef": -1.0}, "kl_coef = -1.0"),
@@ -320,19 +326,29 @@ def test_golden_vectors(golden):
         "dapo_token_mean_cliphigher": {"aggregation": "token_mean", "clip_high": 0.28},
         "drgrpo_BxLmax_L4": {"aggregation": "dr_grpo", "max_length": 4},
         "seq_mean_token_sum": {"aggregation": "seq_mean_token_sum"},
+        "drgrpo_verl_sum_over_norm_L4": {"aggregation": "token_sum_norm", "max_length": 4},
+        "grpo_with_dual_clip3": {"aggregation": "seq_mean_token_mean", "dual_clip": 3.0},
+        "dapo_token_mean_cliphigher_dualclip3": {
+            "aggregation": "token_mean",
+            "clip_high": 0.28,
+            "dual_clip": 3.0,
+        },
+    }
+    per_token = {
+        "per_token_clip02": {},
+        "per_token_cliphigher028": {"clip_high": 0.28},
+        "per_token_dualclip3": {"dual_clip": 3.0},
     }
     for x64, rtol in ((False, 1e-5), (True, 1e-12)):
         with jax.enable_x64(x64):
             for name, options in calls.items():
-                total, denominator, _ = policy_loss(
-                    jnp.asarray(new),
-                    jnp.asarray(old),
-                    jnp.array(inputs["adv"]),
-                    jnp.array(inputs["mask"]),
-                    **options,
+                total, denominator, _ = jax.jit(functools.partial(policy_loss, **options))(
+                    jnp.asarray(new), jnp.asarray(old), jnp.array(inputs["adv"]), jnp.array(inputs["mask"])
                 )
                 np.testing.assert_allclose(total / denominator, expected[name], rtol=rtol)
-            for n, t in np.argwhere(inputs["mask"]):
-                one = [jnp.asarray(x)[n : n + 1, t : t + 1] for x in (new, old)]
-                total, _, _ = policy_loss(*one, jnp.array(inputs["adv"])[n : n + 1], jnp.ones((1, 1)))
-                np.testing.assert_allclose(total, expected["per_token_clip02"][n][t], rtol=rtol)
+            for name, options in per_token.items():
+                program = jax.jit(functools.partial(policy_loss, **options))
+                for n, t in np.argwhere(inputs["mask"]):
+                    one = [jnp.asarray(x[n : n + 1, t : t + 1]) for x in (new, old)]
+                    total, _, _ = program(*one, jnp.asarray(inputs["adv"][n : n + 1]), jnp.ones((1, 1)))
+                    np.testing.assert_allclose(total, expected[name][n][t], rtol=rtol)

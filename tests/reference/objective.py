@@ -99,6 +99,8 @@ def policy_loss(
         total, denominator = sum(math.fsum(row) / len(row) for row in per_row if row), nonempty
     elif aggregation == "seq_mean_token_sum":
         total, denominator = sum(map(math.fsum, per_row)), nonempty
+    elif aggregation == "token_sum_norm":
+        total, denominator = sum(map(math.fsum, per_row)), max_length
     else:
         total, denominator = sum(map(math.fsum, per_row)), num_rows * max_length
     metrics = {name: float(np.mean(values)) if values else 0.0 for name, values in tokens.items()}

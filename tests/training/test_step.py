@@ -11,6 +11,7 @@ from salt_jax.objective.objective import loss as policy_objective
 from salt_jax.training import step as step_lib
 from salt_jax.training.reweighting import first_basis
 from salt_jax.training.sharding import make_mesh
+from salt_jax.training.step_metrics import reward_metrics
 from tests import training_setup as setup
 from tests.reference import geometry as geometry_reference
 from tests.reference import objective as objective_reference
@@ -334,13 +335,14 @@ def test_reward_metrics_equal_loops():
         valid=batch.valid.at[12:].set(False), rewarded=batch.rewarded.at[0].set(False),
         truncated=jnp.arange(16) % 3 == 0,
     )  # fmt: skip
-    advantages = jnp.where(jnp.arange(16) // 4 == 1, 1.0, 0.0)
-    found = step_lib.reward_metrics(batch, advantages, 4)
+    found = reward_metrics(batch, 4)
     rewards, lengths = np.asarray(batch.rewards), np.asarray(batch.completion_mask).sum(axis=1)
     graded = [row for row in range(12) if row != 0]
     assert found["reward"] == pytest.approx(sum(rewards[row] for row in graded) / 11)
     assert found["accuracy"] == pytest.approx(sum(rewards[row] > 0 for row in graded) / 11)
-    assert found["groups_with_signal"] == pytest.approx(1 / 3)
+    graded_groups = [{float(rewards[row]) for row in graded if row // 4 == group} for group in range(3)]
+    assert found["groups_with_signal"] == pytest.approx(sum(len(values) > 1 for values in graded_groups) / 3)
+    assert 0 < found["groups_with_signal"] < 1
     assert found["completion_length"] == pytest.approx(lengths[:12].mean())
     assert found["truncated"] == pytest.approx(4 / 12)
     assert found["missing_rewards"] == 1

@@ -1,0 +1,136 @@
+"""What can be wrong with config.collection, found before anything compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from salt_jax.tasks import Source, Tokenizer
+from salt_jax.training.collect import COLLECTORS
+from salt_jax.training.collect.collection import distinct_prompts
+from salt_jax.training.collect.extras import CLUSTERS, SEGMENTS, cluster_function
+from salt_jax.training.settings import CollectionConfig, ConfigError, RunConfig
+
+ALWAYS = ("method", "clusters", "segments")  # what every method reads
+CHOICES = {
+    "segments": SEGMENTS, "on_exhausted": ("error", "train"), "exit_rule": ("balance", "positive"),
+    "pool_weight": ("one", "inverse_rate"),
+}  # fmt: skip
+AT_LEAST = {
+    "max_batches": 1, "max_rounds": 1, "positives": 1, "min_slots": 1, "max_slots": 1, "pilots": 1, "max_injected": 0,
+}  # fmt: skip
+SHARES = ("count_decay", "decay_selected", "decay_others")
+POSITIVE = ("prior_positive", "prior_negative", "rate_eps", "temperature_high", "temperature_low")
+FINITE = ("positive_above", "entropy_target", "inject_above", "hpt_gate", "gvm_alpha", "gvm_beta")
+
+
+def check_collection(run: RunConfig) -> None:
+    """ConfigError for an unknown name, a value out of range, an option without effect, or counts that do not fit."""
+    settings = run.collection
+    _require("method", settings.method, settings.method in COLLECTORS, ", ".join(COLLECTORS))
+    _check_ranges(settings)
+    _check_effect(settings)
+    _check_estimator(run)
+    _check_counts(run)
+
+
+def check_problems(run: RunConfig, problems: Callable[[], Source], tokenizer: Tokenizer) -> None:
+    """ConfigError for problems that the method cannot use: no solution, one too long, or too few problems.
+
+    ``problems`` is called where the method has something to ask of them: reading all of a large split takes seconds.
+    """
+    method, limit = run.collection.method, run.sampling.max_new_tokens
+    slots, data = run.rollouts.prompts_per_step, COLLECTORS[method].data
+    if data == "prompts":
+        return
+    source = problems()
+    if data == "source" and slots > len(source):
+        few = f"there are {len(source)} problems, of which config.collection.method = {method!r} takes each once a step"
+        raise ConfigError(f"config.sampling.prompts_per_step = {slots} is too many: {few}")
+    if data != "solutions":
+        return
+    for example in (source[i] for i in range(len(source))):
+        if not example.solution:
+            needs = f"config.collection.method = {method!r} needs a solution of every problem"
+            raise ConfigError(f"{needs}; example {example.id!r} has none")
+        length = len(tokenizer.encode(example.solution)) + 1
+        if length > limit:
+            long = f"the solution of example {example.id!r} has {length} tokens with its end token"
+            named = f"config.collection.method = {method!r}, config.sampling.max_new_tokens = {limit}"
+            raise ConfigError(f"{named}: {long}")
+
+
+def _require(name: str, value: Any, holds: bool, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"config.collection.{name} = {value!r} is not allowed; allowed: {allowed}")
+
+
+def _check_ranges(settings: CollectionConfig) -> None:
+    for name, choices in CHOICES.items():
+        value = getattr(settings, name)
+        _require(name, value, value in choices, ", ".join(repr(choice) for choice in choices))
+    for name, fewest in AT_LEAST.items():
+        _require(name, getattr(settings, name), getattr(settings, name) >= fewest, f"integers >= {fewest}")
+    for name in ("round_rollouts", "distinct_prompts"):
+        value = getattr(settings, name)
+        _require(name, value, value is None or value >= 1, "None, integers >= 1")
+    for name in SHARES:
+        _require(name, getattr(settings, name), 0 <= getattr(settings, name) <= 1, "numbers in [0, 1]")
+    infinite = float("inf")
+    for name in POSITIVE:
+        _require(name, getattr(settings, name), 0 < getattr(settings, name) < infinite, "finite numbers > 0")
+    for name in FINITE:
+        least = {"gvm_alpha": 0.0, "gvm_beta": 1.0}.get(name, -infinite)
+        allowed = "finite numbers" + (f" >= {least:g}" if least > -infinite else "")
+        value = getattr(settings, name)
+        _require(name, value, least <= value < infinite and value > -infinite, allowed)
+    if settings.clusters and settings.clusters not in CLUSTERS:
+        try:
+            cluster_function(settings.clusters)
+        except ValueError as error:
+            named = f"config.collection.clusters = {settings.clusters!r} is not allowed"
+            raise ConfigError(f"{named}; allowed: '', {', '.join(map(repr, CLUSTERS))}, a function: {error}") from None
+
+
+def _check_effect(settings: CollectionConfig) -> None:
+    """An option that the method does not read keeps its default."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name not in (*ALWAYS, *COLLECTORS[settings.method].options) and value != field.default:
+            readers = [repr(name) for name, method in COLLECTORS.items() if field.name in method.options]
+            there = f"it belongs to config.collection.method = {' or '.join(readers)}"
+            raise ConfigError(f"config.collection.{field.name} = {value!r} has no effect here; {there}")
+
+
+def _check_estimator(run: RunConfig) -> None:
+    name, estimator = run.collection.method, run.objective.estimator
+    allowed = COLLECTORS[name].estimators
+    if allowed and estimator not in allowed:
+        needs = f"config.objective.estimator = {' or '.join(map(repr, allowed))}, not {estimator!r}"
+        raise ConfigError(f"config.collection.method = {name!r} needs {needs}")
+    if estimator == "given_baseline" and not allowed:
+        givers = [repr(key) for key, method in COLLECTORS.items() if estimator in method.estimators]
+        needs = f"config.objective.estimator = {estimator!r} needs config.collection.method = {' or '.join(givers)}"
+        raise ConfigError(f"{needs}, not {name!r}")
+    wanted = {"darling": ("clusters", "'text', 'answer' or a function"), "rank_grpo": ("segments", "'newline'")}
+    if estimator in wanted and not getattr(run.collection, wanted[estimator][0]):
+        key, values = wanted[estimator]
+        raise ConfigError(f"config.objective.estimator = {estimator!r} needs config.collection.{key} = {values}")
+
+
+def _check_counts(run: RunConfig) -> None:
+    settings, slots, group = run.collection, run.rollouts.prompts_per_step, run.rollouts.rollouts_per_prompt
+    shards = run.mesh.data * run.mesh.fsdp
+    if settings.method == "reinforce_ada" and (settings.round_rollouts or group) < group:
+        least = f"config.sampling.rollouts_per_prompt = {group}, which a pool of one round must hold"
+        raise ConfigError(f"config.collection.round_rollouts = {settings.round_rollouts} is less than {least}")
+    if not COLLECTORS[settings.method].shared:
+        return
+    prompts = distinct_prompts(run)
+    named = f"config.collection.distinct_prompts = {prompts}"
+    if not prompts * settings.min_slots <= slots <= prompts * settings.max_slots:
+        bounds = f"of {settings.min_slots} to {settings.max_slots} slots each (min_slots, max_slots)"
+        raise ConfigError(f"{named} {bounds} cannot share config.sampling.prompts_per_step = {slots} slots")
+    if settings.method == "gvm" and prompts % shards:
+        raise ConfigError(f"config.mesh.data x config.mesh.fsdp = {shards} must divide {named}")

@@ -1,0 +1,37 @@
+"""The table of methods names all there are, and the page is the one the code writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from configs import methods as forms
+from experiments import methods
+from salt_jax.training.collect import COLLECTORS
+from salt_jax.training.config import parse
+from tests.house import REPOSITORY
+
+
+def test_the_page_is_up_to_date():
+    assert (REPOSITORY / "docs" / "methods.md").read_text() == methods.page()
+
+
+@pytest.mark.parametrize(("title", "table", "names"), [(s[0], s[2], s[3]) for s in methods.SECTIONS], ids=lambda x: "")
+def test_every_method_has_its_row(title, table, names):
+    assert list(table) == list(names), title
+
+
+def test_every_collector_has_its_row():
+    assert list(methods.COLLECTOR_ROWS) == list(COLLECTORS)
+
+
+@pytest.mark.parametrize("size", ["", "-small"])
+@pytest.mark.parametrize("name", forms.METHODS)
+def test_every_form_is_a_configuration_that_may_run(name, size):
+    run = parse(forms.get_config(name + size))
+    for key, value in forms.METHODS[name].get("objective", {}).items():
+        assert getattr(run.objective, key) == value
+
+
+def test_a_form_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"configs/methods.py:ppo is unknown; allowed: grpo, "):
+        forms.get_config("ppo")

@@ -1,0 +1,271 @@
+"""Reward shaping, filters, estimators and token choices together; the edge cases of every estimator in one table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from salt_jax.objective import (
+    ESTIMATORS,
+    FILTERS,
+    SURROGATES,
+    ObjectiveConfig,
+    Signals,
+    choose_tokens,
+    estimate,
+    example_rollouts,
+    loss,
+    rollout_advantages,
+)
+
+NAN = float("nan")
+B, G, T = 3, 4, 5
+RAGGED = (5, 1, 3, 2, 4, 5, 1, 2, 3, 4, 5, 2)
+MIXED = np.array([[1, 0, 0, 1], [0, 1, 1, 1], [0.5, 0, 1, 0]], np.float32)
+# What a group without a signal gets where the method's own definition is not 0, from the reward all of it has.
+WITHOUT_SIGNAL = {"asymre", "raft", "given_baseline", "gtpo", "copg"}
+
+
+def signals_of(rewards, *, size=G, rewarded=None, valid=None, seed=0):
+    """Random tokens, log-probs and entropies around the given rewards."""
+    rewards = np.asarray(rewards, np.float32).reshape(-1)
+    n, rng = len(rewards), np.random.default_rng(seed)
+    rollouts = example_rollouts(
+        rewards, tokens=rng.integers(3, 6, (n, T)), lengths=np.resize(RAGGED, n),
+        clusters=rng.integers(0, 3, n).astype(np.int32), baseline=np.full(n, 0.25, np.float32),
+        components=rng.integers(0, 2, (n, 2)).astype(np.float32),
+        segments=np.broadcast_to(np.arange(T) // 3, (n, T)).astype(np.int32),
+    )  # fmt: skip
+    rewarded = ~np.isnan(rewards) if rewarded is None else np.asarray(rewarded).reshape(-1)
+    rollouts = rollouts.replace(rewarded=jnp.asarray(rewarded))
+    if valid is not None:
+        rollouts = rollouts.replace(valid=jnp.asarray(valid))
+    old, ref = (jnp.asarray(-rng.uniform(0.1, 3, (n, T)), jnp.float32) for _ in range(2))
+    return Signals(
+        rollouts, log_probs=old, ref_log_probs=ref, entropy=jnp.asarray(rng.uniform(0, 0.6, (n, T)), jnp.float32),
+        log_proxy=old + 0.1, key=jax.random.key(0), progress=0.5,
+    )  # fmt: skip
+
+
+def estimated(name, rewards, size=G, **options):
+    made = estimate(signals_of(rewards, size=size), size, ObjectiveConfig(estimator=name, **options))
+    return np.asarray(made.advantages), np.asarray(made.kept)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_signal_gives_advantages_of_the_right_shape(name):
+    advantages, kept = estimated(name, MIXED)
+    assert advantages.shape == ((B * G, T) if ESTIMATORS[name].per_token else (B * G,))
+    assert np.isfinite(advantages).all()
+    assert np.any(advantages != 0)
+    assert kept.all()
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - WITHOUT_SIGNAL - {"rank_grpo", "bnpo", "darling"}))
+def test_a_group_without_signal_gets_exactly_zero(name, reward):
+    rewards = MIXED.copy()
+    rewards[1] = reward
+    advantages, _ = estimated(name, rewards)
+    of_group = advantages.reshape(B, G, -1)[1]
+    if name == "reinforce_pp":  # no groups: the batch is its baseline
+        assert np.isfinite(of_group).all()
+    elif name == "reinforce_pp_baseline":  # whitening moves the zero of all tokens, of every group alike
+        mask = np.asarray(signals_of(rewards).rollouts.completion_mask).reshape(B, G, T)[1]
+        assert len(np.unique(of_group[mask].round(6))) == 1
+    else:
+        np.testing.assert_array_equal(of_group, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("asymre", 0.1), ("raft", 0.5), ("given_baseline", 0.25)],
+)
+def test_a_group_without_signal_where_the_definition_says_otherwise(name, expected):
+    advantages, _ = estimated(name, np.full((1, G), 0.5))
+    np.testing.assert_allclose(advantages, expected, rtol=1e-6)
+
+
+def test_gtpo_without_signal_pays_for_its_entropy():
+    signals = signals_of(np.ones((1, G)))
+    mask = np.asarray(signals.rollouts.completion_mask)
+    mean = [np.mean(np.asarray(signals.entropy)[i][mask[i]]) for i in range(G)]
+    made = estimate(signals, G, ObjectiveConfig(estimator="gtpo")).advantages
+    np.testing.assert_allclose(made, [-0.1 * h for h in mean], rtol=1e-5)
+
+
+def test_copg_without_signal_pulls_the_log_ratios_together():
+    signals = signals_of(np.ones((1, G)))
+    mask = np.asarray(signals.rollouts.completion_mask)
+    ratio = np.where(mask, np.asarray(signals.log_probs) - np.asarray(signals.ref_log_probs), 0).sum(1)
+    made = np.asarray(estimate(signals, G, ObjectiveConfig(estimator="copg")).advantages)
+    assert np.corrcoef(made, ratio)[0, 1] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("name", ["bnpo", "darling", "rank_grpo"])
+def test_without_signal_in_what_the_method_itself_compares(name):
+    signals = signals_of(np.ones((1, G)))
+    extra = dict(signals.rollouts.extra)
+    extra |= {"components": jnp.ones((G, 2)), "clusters": jnp.zeros(G, jnp.int32)}
+    signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(extra=extra))
+    np.testing.assert_array_equal(estimate(signals, G, ObjectiveConfig(estimator=name)).advantages, 0)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_missing_rewards_get_exactly_zero_and_count_nowhere(name):
+    rewards = MIXED.copy()
+    rewards[0, 1] = NAN
+    rewards[2] = NAN  # a whole group
+    other = rewards.copy()
+    other[np.isnan(rewards)] = 7.0
+    lost = np.isnan(rewards).reshape(-1)
+    made = [
+        np.asarray(estimate(
+            signals_of(values, rewarded=~np.isnan(rewards)), G, ObjectiveConfig(estimator=name)
+        ).advantages)
+        for values in (rewards, other)
+    ]  # fmt: skip
+    assert np.isfinite(made[0]).all()
+    np.testing.assert_array_equal(made[0][lost], 0)
+    np.testing.assert_array_equal(made[0], made[1])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_one_rollout_a_group(name):
+    advantages, _ = estimated(name, [1.0, 0.0, 1.0], size=1)
+    assert np.isfinite(advantages).all()
+    by_batch_or_itself = {"reinforce_pp", "reinforce_pp_baseline", "bnpo"} | WITHOUT_SIGNAL
+    if name not in by_batch_or_itself:
+        np.testing.assert_array_equal(advantages, 0)
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("how", ["nothing graded", "nothing valid"])
+@pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "gtpo", "bnpo", "rank_grpo"])
+def test_a_batch_of_which_nothing_is_left(name, how, surrogate):
+    if ESTIMATORS[name].per_token and surrogate == "gspo":
+        pytest.skip("refused")
+    config = ObjectiveConfig(estimator=name, surrogate=surrogate)
+    nothing = np.zeros(B * G, bool)
+    signals = signals_of(MIXED, **({"rewarded": nothing} if how == "nothing graded" else {"valid": nothing}))
+    made = estimate(signals, G, config)
+    np.testing.assert_array_equal(made.advantages, 0)
+    rollouts = signals.rollouts
+
+    def total(log_probs):
+        choices = choose_tokens(signals, made.advantages, G, config)
+        total, denominator, _ = loss(
+            log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config, choices=choices,
+            valid=rollouts.valid & rollouts.rewarded,
+        )
+        return total / jnp.maximum(denominator, 1)
+
+    value, gradient = jax.value_and_grad(total)(signals.log_probs)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_filters_that_drop_everything_leave_no_advantage(name):
+    rewards = np.zeros((B, G), np.float32)
+    signals = signals_of(rewards)
+    signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(truncated=jnp.ones(B * G, bool)))
+    made = estimate(signals, G, ObjectiveConfig(filters=name, **({"pods_keep": 2} if name == "pods" else {})))
+    np.testing.assert_array_equal(made.advantages, 0)
+    if name in ("informative", "not_truncated", "positive_only"):
+        assert not np.asarray(made.kept).any()
+        assert float(made.metrics["filtered"]) == 1
+
+
+def test_filters_run_in_their_order_and_statistics_are_of_what_counts():
+    config = ObjectiveConfig(estimator="dr_grpo", filters="pods,positive_only", pods_keep=2)
+    made = estimate(signals_of([[1.0, 0.8, 0.2, 0.0]]), 4, config)
+    np.testing.assert_allclose(made.advantages, [0.5, 0, 0, 0], atol=1e-7)  # mean of 1 and 0
+    assert np.asarray(made.kept).tolist() == [True, False, False, False]
+
+
+def test_red_drop_keeps_its_tokens_in_the_denominator():
+    made = estimate(signals_of([[1.0, 0, 0, 0]]), 4, ObjectiveConfig(estimator="dr_grpo", filters="red_drop"))
+    assert np.asarray(made.kept).all()
+    assert sorted(np.asarray(made.advantages).tolist()) == [-0.5, 0.0, 0.0, 0.5]
+    assert float(made.metrics["filtered"]) == 0.5
+
+
+def test_weights_multiply_and_injected_rollouts_have_advantage_one():
+    signals = signals_of([[1.0, 0.0, 1.0, 1.0]])
+    extra = {"weight": jnp.array([2.0, 2, 1, 1]), "injected": jnp.array([False, False, True, False])}
+    signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(extra=extra))
+    made = estimate(signals, 4, ObjectiveConfig(estimator="dr_grpo")).advantages
+    np.testing.assert_allclose(made, [0.5, -1.5, 1.0, 0.25])
+
+
+def test_overlong_and_kl_are_taken_off_the_reward():
+    signals = signals_of(MIXED)
+    mask = np.asarray(signals.rollouts.completion_mask)
+    config = ObjectiveConfig(
+        estimator="dr_grpo", overlong_buffer=2, max_length=T, kl_in="reward", kl_estimator="k1", kl_coef=0.1
+    )
+    made = estimate(signals, G, config)
+    shaped = np.zeros((B, G))
+    for i in range(B * G):
+        penalty = -max(0, mask[i].sum() - (T - 2)) / 2
+        log_ratio = sum(float(signals.log_probs[i, t] - signals.ref_log_probs[i, t]) for t in range(T) if mask[i, t])
+        shaped.flat[i] = MIXED.flat[i] + penalty - 0.1 * log_ratio
+    np.testing.assert_allclose(
+        np.asarray(made.advantages).reshape(B, G), shaped - shaped.mean(1, keepdims=True), atol=1e-5
+    )
+    assert float(made.metrics["reward_shaping"]) == pytest.approx(float((shaped - MIXED).mean()), abs=1e-5)
+
+
+def test_demonstrations_are_no_rollouts_and_weigh_as_their_own_mean():
+    signals = signals_of([[1.0, 0, 0, 1.0], [0, 0, 0, 0]], size=4)
+    demonstration = np.zeros(8, bool)
+    demonstration[4] = True
+    rollouts = signals.rollouts.replace(
+        extra={"demonstration": jnp.asarray(demonstration)}, valid=jnp.asarray([True] * 5 + [False] * 3)
+    )
+    signals = dataclasses.replace(signals, rollouts=rollouts)
+    config = ObjectiveConfig(estimator="dr_grpo", surrogate="on_policy", demonstration_coef=0.3)
+    made = estimate(signals, 4, config)
+    np.testing.assert_allclose(made.advantages, [0.5, -0.5, -0.5, 0.5, 0, 0, 0, 0])
+    choices = choose_tokens(signals, made.advantages, 4, config)
+    total, denominator, _ = loss(
+        signals.log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config, choices=choices,
+        valid=rollouts.valid & rollouts.rewarded, demonstration=demonstration,
+    )
+    mask, log_probs = np.asarray(rollouts.completion_mask), np.asarray(signals.log_probs)
+    own = [(i, t) for i in range(4) for t in range(T) if mask[i, t]]
+    policy = sum(-float(made.advantages[i]) for i, t in own) / len(own)
+    shown = [t for t in range(T) if mask[4, t]]
+    supervised = sum(-float(log_probs[4, t]) for t in shown) / len(shown)
+    assert float(total / denominator) == pytest.approx(policy + 0.3 * supervised, rel=1e-5)
+
+
+def test_one_advantage_a_rollout_from_one_a_token():
+    mask = jnp.array([[True, True, False], [False, False, False]])
+    values = jnp.array([[1.0, 2.0, NAN], [NAN, NAN, NAN]])
+    np.testing.assert_array_equal(rollout_advantages(values, mask), [1.5, 0])
+    np.testing.assert_array_equal(rollout_advantages(jnp.array([1.0, 2.0]), mask), [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [({"estimator": "darling"}, "clusters"), ({"estimator": "given_baseline"}, "baseline"),
+     ({"estimator": "rank_grpo"}, "components")],
+)  # fmt: skip
+def test_what_the_rollouts_must_bring_is_named(options, names):
+    with pytest.raises(ValueError, match=f"needs {names} with the rollouts"):
+        estimate(Signals(example_rollouts([1.0, 0.0])), 2, ObjectiveConfig(**options))
+
+
+@pytest.mark.parametrize(
+    ("options", "signal"),
+    [({"estimator": "gtpo"}, "entropy"), ({"estimator": "copg"}, "log_probs"), ({"filters": "red_drop"}, "key")],
+)
+def test_signals_that_are_missing_are_named(options, signal):
+    with pytest.raises(ValueError, match=f"Signals.{signal} is None"):
+        estimate(Signals(example_rollouts([1.0, 0.0])), 2, ObjectiveConfig(**options))

@@ -1,0 +1,75 @@
+"""The step with methods that decide token by token: how a minibatch is split changes nothing, and what they report."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training_setup import initial_state, largest_difference, rollouts, run_step
+
+FAMILIES = {
+    "gtpo, conflicts, importance, kl_cov": {
+        "objective.estimator": "gtpo", "objective.gtpo_threshold": float("inf"), "objective.tokens": "conflict",
+        "objective.importance": "sequence", "objective.importance_normalize": True,
+        "objective.surrogate": "kl_cov", "objective.kl_cov_fraction": 0.3,
+    },
+    "reinforce_pp, kl in the reward, d3s tokens, lp_reg": {
+        "objective.estimator": "reinforce_pp", "objective.kl_in": "reward", "objective.kl_estimator": "k1",
+        "objective.kl_coef": 0.1, "objective.tokens": "d3s", "objective.surrogate": "lp_reg",
+        "objective.lp_reg_form": "paper", "objective.lp_reg_fraction": 0.9, "objective.lp_reg_kappa": 0.1,
+    },
+    "copg, truncated rows dropped, clip_cov": {
+        "objective.estimator": "copg", "objective.filters": "not_truncated",
+        "objective.surrogate": "clip_cov", "objective.clip_cov_fraction": 0.5, "objective.clip_cov_low": 0.0,
+        "salt.enabled": False,
+    },
+    "demonstrations, pods, macro-actions": {
+        "objective.filters": "pods", "objective.pods_keep": 2, "objective.surrogate": "macro_mean",
+        "objective.macro_length": 2, "objective.aggregation": "seq_mean_token_mean",
+        "objective.demonstration_coef": 0.3,
+    },
+}  # fmt: skip
+
+
+def graded(demonstrations: bool = False):
+    """The usual rollouts; the first rows of the unanimous group are a demonstration and padding."""
+    batch = rollouts()
+    if not demonstrations:
+        return batch
+    shown = jnp.arange(16) == 8
+    valid = batch.valid & ~((jnp.arange(16) > 8) & (jnp.arange(16) < 12))
+    return dataclasses.replace(batch, valid=valid, extra={"demonstration": shown})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_microbatches_change_nothing(name):
+    batch = graded("demonstrations" in name)
+    whole, seen = run_step(FAMILIES[name], batch=batch)
+    parts, of_parts = run_step(FAMILIES[name] | {"learner.microbatches": 4}, batch=batch)
+    start = initial_state().params
+    assert largest_difference(whole.params, start) > 1e-3
+    assert largest_difference(whole.params, parts.params) < 1e-5
+    for metric in ("loss", "chosen_fraction", "token_weight_mean", "demonstration_nll", "filtered", "kl_ref"):
+        assert (metric in seen) == (metric in of_parts)
+        if metric in seen:
+            np.testing.assert_allclose(seen[metric], of_parts[metric], rtol=1e-4, atol=1e-6, err_msg=metric)
+    if "cov" in name or "lp_reg" in name:
+        assert 0 < float(seen["chosen_fraction"]) < 1
+
+
+def test_token_advantages_under_salt_are_said_to_be_collapsed():
+    _, seen = run_step(FAMILIES["reinforce_pp, kl in the reward, d3s tokens, lp_reg"])
+    assert float(seen["salt/collapsed"]) == 1
+    assert float(run_step()[1]["salt/collapsed"]) == 0
+
+
+def test_a_batch_of_which_a_filter_leaves_nothing_moves_nothing():
+    batch = dataclasses.replace(graded(), rewards=jnp.zeros(16))
+    for filters in ("informative", "positive_only"):
+        new, seen = run_step({"objective.filters": filters}, batch=batch)
+        assert largest_difference(new.params, initial_state().params) == 0
+        assert float(seen["filtered"]) == 1
+        assert np.isfinite(list(map(float, seen.values()))).all()
