@@ -73,6 +73,7 @@ def get_config() -> config_dict.ConfigDict:
     c.collection.positive_above = 0.7  # reward a rollout is positive above ('reinforce_ada', '…_est', 'vade', 'gvm')
     c.collection.max_batches = 10  # generation batches a step at most ('dynamic')
     c.collection.on_exhausted = "error"  # then; or 'train' on the groups with signal alone ('dynamic')
+    c.collection.sampled_rollouts = config_dict.placeholder(int)  # a prompt; None: 4 x rollouts_per_prompt ('pods')
     c.collection.round_rollouts = config_dict.placeholder(int)  # a prompt; None: rollouts_per_prompt ('reinforce_ada')
     c.collection.max_rounds = 4  # rounds a step at most ('reinforce_ada')
     c.collection.exit_rule = "balance"  # half positive, half negative; or 'positive' ('reinforce_ada')
@@ -122,12 +123,13 @@ def get_config() -> config_dict.ConfigDict:
     c.objective.rank_reward = "exp_inf"  # 'dcg', 'exp_gamma' ('rank_grpo')
     c.objective.rank_gamma = 2.0  # base of the discount over ranks ('exp_gamma')
     c.objective.overlong_buffer = 0  # tokens before max_new_tokens in which a penalty grows to -1 reward; 0: none
-    c.objective.filters = ""  # comma-separated: pods, red_drop, informative, not_truncated, positive_only, d3s
+    c.objective.filters = ""  # comma-separated: pods, red_drop, informative, not_truncated, positive_only, winners, d3s
     c.objective.pods_keep = 4  # rollouts a group keeps ('pods')
     c.objective.d3s_rollouts_first = 4  # rollouts a group keeps at the start of the run ('d3s')
     c.objective.d3s_rollouts_last = 8  # and at its end
     c.objective.d3s_batch = 1.0  # share of those that the batch keeps ('d3s')
     c.objective.tokens = "all"  # 'conflict' weighs them (GTPO), 'd3s' keeps those of large |A|·H
+    c.objective.gtpo_form = "paper"  # or 'release': divided by a row's conflicts, summed over a group ('conflict')
     c.objective.gtpo_weight = 2.0  # of a conflict token of a positive rollout ('conflict')
     c.objective.d3s_tokens_first = 0.2  # share of the tokens kept at the start of the run (tokens 'd3s')
     c.objective.d3s_tokens_last = 1.0  # and at its end

@@ -85,7 +85,8 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "macro_sum": {"objective": {"surrogate": "macro_sum", "macro_length": 2}},
     "macro_mean": {"objective": {"surrogate": "macro_mean", "macro_length": 2}},
     "positive_only": {"objective": {"filters": "positive_only"}},
-    "pods": {"objective": {"filters": "pods"}},
+    "wapo": {"objective": {"estimator": "dr_grpo", "filters": "informative,winners", "aggregation": "dr_grpo"}},
+    "pods": {"collection": {"method": "pods"}},
     "reinforce_ada": {"objective": {"estimator": "given_baseline"}, "collection": {"method": "reinforce_ada"}},
     "reinforce_ada_est": {
         "objective": {"estimator": "given_baseline"}, "collection": {"method": "reinforce_ada_est"},

@@ -76,13 +76,14 @@ ESTIMATOR_ROWS = {
     ),
 }  # fmt: skip
 FILTER_ROWS = {
-    "pods": Entry("the n of G rollouts with the largest reward variance", "arXiv 2504.13818", MEMORY),
+    "pods": Entry("the n of G rollouts with the largest reward variance", "arXiv 2504.13818", PAPER),
     "red_drop": Entry("drops random surplus negatives, mean anew", "arXiv 2509.24203", RAN),
     "informative": Entry("groups with max r ≠ min r", "DAPO, arXiv 2503.14476", READ),
     "not_truncated": Entry(
         "rollouts that ended by themselves", "DAPO's overlong filtering, arXiv 2503.14476", READ,
     ),
-    "positive_only": Entry("A > 0", "WAPO-style", MEMORY),
+    "positive_only": Entry("A > 0", "rejection of the others", OURS),
+    "winners": Entry("A > 0; the others count in the denominator", "WAPO, arXiv 2606.16154", READ),
     "d3s": Entry("largest Var(A) in each group, then in the batch; scheduled", "arXiv 2509.22115", SECOND),
 }
 TOKEN_ROWS = {
@@ -138,6 +139,7 @@ KL_ROWS = {
 COLLECTOR_ROWS = {
     "plain": Entry("every prompt of the batch, G rollouts each", "", ""),
     "dynamic": Entry("refills until every group has a signal", "DAPO, arXiv 2503.14476", READ),
+    "pods": Entry("more rollouts than the update takes; those of largest reward variance", "arXiv 2504.13818", PAPER),
     "reinforce_ada": Entry(
         "rounds of rollouts until a prompt has both outcomes; baseline of the pool", "arXiv 2510.04996", RAN,
     ),
@@ -230,7 +232,7 @@ CLOSING = """\
 | combination | reason |
 | --- | --- |
 | `surrogate = gspo`, an estimator of one advantage a token | one ratio a rollout credits no token; `gspo_token` does |
-| `filters` `positive_only`, `d3s`, `tokens = conflict`, such an estimator | they look at a rollout's own advantage |
+| `filters` `positive_only`, `winners`, `d3s`, `tokens = conflict`, the same | they look at a rollout's own advantage |
 | `kl_estimator = k1` in the loss | its expected gradient is zero |
 | `kl_in = reward` with another estimator than k1 | only k1 is unbiased as a reward |
 | `estimator = copg` with `kl_coef` | KL would count twice |

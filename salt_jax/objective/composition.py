@@ -90,7 +90,7 @@ def _check_names(values: Mapping[str, Any]) -> None:
     tables: dict[str, Any] = {
         "estimator": ESTIMATORS, "surrogate": SURROGATES, "aggregation": AGGREGATIONS, "tokens": TOKENS,
         "importance": ("none", *MODES), "kl_in": ("loss", "reward"),
-        "whiten_variance": ("unbiased", "biased"),
+        "gtpo_form": ("paper", "release"), "whiten_variance": ("unbiased", "biased"),
         "lp_reg_proxy": ("min_p", "fixed"), "rank_reward": ("exp_inf", "dcg", "exp_gamma"),
     }  # fmt: skip
     for field, allowed in tables.items():

@@ -46,6 +46,8 @@ class ObjectiveConfig:
       d3s_rollouts_last: the same at its end.
       d3s_batch: share of those that the batch keeps ('d3s').
       tokens: 'all'; 'conflict' weighs tokens as GTPO does; 'd3s' keeps those of large |A|·H.
+      gtpo_form: 'paper', or 'release': a row's weights divided by its number of conflicts, and rows of a group summed
+        where the aggregation takes their mean ('conflict').
       gtpo_weight: what a conflict token of a positive rollout is multiplied with ('conflict').
       d3s_tokens_first: share of the tokens kept at the start of the run (tokens 'd3s').
       d3s_tokens_last: the same at its end.
@@ -127,6 +129,7 @@ class ObjectiveConfig:
     d3s_rollouts_last: int = 8
     d3s_batch: float = 1.0
     tokens: str = "all"
+    gtpo_form: str = "paper"
     gtpo_weight: float = 2.0
     d3s_tokens_first: float = 0.2
     d3s_tokens_last: float = 1.0

@@ -1,8 +1,8 @@
 """Which rollouts take part: the filters a configuration can name, before and after the advantages.
 
 A filter before the estimator decides whose rewards count; one after it looks at the advantages. Both return (N,)
-bool. Dropped rows leave the loss and its denominator, and SALT does not see them; ``red_drop`` alone keeps their
-tokens in the denominator, as its release does.
+bool. Dropped rows leave the loss, and SALT does not see them. They leave its denominator too, but for ``red_drop`` and
+``winners``, whose releases count their tokens there.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ FILTERS: dict[str, Filter] = {
     "informative": Filter(_informative),
     "not_truncated": Filter(_not_truncated),
     "positive_only": Filter(_positive_only, any_level=False),
+    "winners": Filter(_positive_only, in_denominator=True, any_level=False),
     "d3s": Filter(_d3s, options=("d3s_rollouts_first", "d3s_rollouts_last", "d3s_batch"), any_level=False),
 }
 

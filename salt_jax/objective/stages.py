@@ -32,11 +32,14 @@ class Estimate:
       advantages: (N,) or (N, T); exactly 0 where a rollout is dropped, not graded, or without signal (but see the
         estimators' own table). Constants.
       kept: (N,) bool, rollouts that stay in the loss and its denominator.
+      silent: (N,) bool, rollouts that stay in the denominator but push nothing: demonstrations, whose loss is their
+        own, and what a filter dropped that keeps its tokens there. SALT must not see them.
       metrics: scalars: the share of graded rollouts that filters dropped, the mean reward shaping.
     """
 
     advantages: Array
     kept: Array
+    silent: Array
     metrics: dict[str, Array]
 
 
@@ -78,25 +81,26 @@ def estimate(signals: Signals, group_size: int, config: ObjectiveConfig) -> Esti
         options["token_kl"] = config.kl_coef * _log_ratio(signals)
     group = Group(signals, rewards, graded, group_size)
 
-    counted, kept = graded, jnp.ones_like(graded)
+    counted, kept, silent = graded, jnp.ones_like(graded), _demonstrations(signals)
     names = names_of(config.filters)
     for row_filter in (FILTERS[name] for name in names if FILTERS[name].before):
         counted = counted & row_filter.function(group, None, **config.picked(row_filter.options))
-        kept = kept if row_filter.in_denominator else kept & (counted | ~graded)
+        dropped = graded & ~counted
+        kept, silent = (kept, silent | dropped) if row_filter.in_denominator else (kept & ~dropped, silent)
         group = group._replace(counted=counted)
     advantages = estimator.function(group, **options)
     advantages = _scaled(advantages, signals, config, counted)
     for row_filter in (FILTERS[name] for name in names if not FILTERS[name].before):
         keep = row_filter.function(group, advantages, **config.picked(row_filter.options))
-        kept = kept & keep
+        kept, silent = (kept, silent | ~keep) if row_filter.in_denominator else (kept & keep, silent)
     kept = kept | _demonstrations(signals)
-    advantages = jnp.where(_like(kept, advantages), advantages, 0)
-    dropped = jnp.sum(graded & ~(kept & counted)) / jnp.maximum(jnp.sum(graded), 1)
+    advantages = jnp.where(_like(kept & ~silent, advantages), advantages, 0)
+    dropped = jnp.sum(graded & (silent | ~kept)) / jnp.maximum(jnp.sum(graded), 1)
     metrics = {"filtered": dropped} if names else {}
     if config.overlong_buffer or (config.kl_coef and config.kl_in == "reward"):
         change = jnp.where(graded, rewards - rollouts.rewards, 0)
         metrics["reward_shaping"] = jnp.sum(change) / jnp.maximum(jnp.sum(graded), 1)
-    return jax.lax.stop_gradient(Estimate(advantages, kept, metrics))
+    return jax.lax.stop_gradient(Estimate(advantages, kept, silent, metrics))
 
 
 def shaped_rewards(signals: Signals, config: ObjectiveConfig) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from salt_jax.objective import covariance, filters, lp_reg
-from salt_jax.objective.gtpo import conflict_weights
+from salt_jax.objective.gtpo import conflict_counts, conflict_runs, conflict_weights
 from salt_jax.objective.signals import Signals
 
 Array = jax.Array
@@ -65,11 +65,17 @@ def spread(advantages: Array, mask: Array) -> Array:
     return jnp.broadcast_to(advantages if advantages.ndim == 2 else advantages[:, None], mask.shape)
 
 
-def _conflict(signals: Signals, advantages: Array, size: int, *, gtpo_weight: float) -> Array:
-    rollouts = signals.rollouts
-    return conflict_weights(
-        rollouts.completions, rollouts.loss_mask, advantages, group_size=size, weight=gtpo_weight
-    )
+def _conflict(
+    signals: Signals, advantages: Array, size: int, *, gtpo_weight: float, gtpo_form: str
+) -> Array:
+    tokens, mask = signals.rollouts.completions, signals.rollouts.loss_mask
+    weights = conflict_weights(tokens, mask, advantages, group_size=size, weight=gtpo_weight)
+    if gtpo_form == "paper":
+        return weights
+    # The release divides a row by its conflicts and sums over a group where the paper takes the mean.
+    runs = conflict_runs(tokens, mask, advantages, group_size=size)
+    counts = conflict_counts(*runs, mask, form="release")
+    return weights * (size / jnp.maximum(counts, 1))[:, None].astype(weights.dtype)
 
 
 def _top_entropy(
@@ -111,7 +117,7 @@ def _lp_reg(
 
 # tokens = …: weights of the surrogate, or which tokens stay
 TOKEN_WEIGHTS: dict[str, Choice] = {
-    "conflict": Choice(_conflict, ("gtpo_weight",), any_level=False),
+    "conflict": Choice(_conflict, ("gtpo_form", "gtpo_weight"), any_level=False),
 }
 TOKEN_FILTERS: dict[str, Choice] = {
     "d3s": Choice(_top_entropy, ("d3s_tokens_first", "d3s_tokens_last"), needs=("entropy",)),

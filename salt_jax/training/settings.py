@@ -65,6 +65,7 @@ class CollectionConfig:
     positive_above: float = 0.7
     max_batches: int = 10
     on_exhausted: str = "error"
+    sampled_rollouts: int | None = None
     round_rollouts: int | None = None
     max_rounds: int = 4
     exit_rule: str = "balance"

@@ -55,6 +55,7 @@ class Batch:
       old_log_probs: (N, T) nats, or None: those of the loss's own forward pass.
       ref_log_probs: (N, T) nats, or None without a reference.
       choices: what was decided token by token.
+      silent: (N,) bool, rows that push nothing by an advantage: SALT does not see them.
     """
 
     rollouts: RolloutBatch
@@ -62,6 +63,7 @@ class Batch:
     old_log_probs: Array | None = None
     ref_log_probs: Array | None = None
     choices: TokenChoices = TokenChoices()
+    silent: Array | None = None
 
 
 def train_step(
@@ -221,7 +223,8 @@ def with_advantages(
     signals = signals_of(run, state, batch, scores, estimate_key(state))
     made = estimate(signals, run.rollouts.rollouts_per_prompt, run.objective)
     rollouts = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & made.kept)
-    return dataclasses.replace(batch, rollouts=rollouts, advantages=made.advantages), made.metrics
+    batch = dataclasses.replace(batch, rollouts=rollouts, advantages=made.advantages, silent=made.silent)
+    return batch, made.metrics
 
 
 def signals_of(
@@ -265,12 +268,14 @@ def weigh(
       The batch with its final advantages and choices; metrics of the geometry.
     """
     seen: dict[str, Array] = {}
-    own = batch.advantages
+    own, silent = batch.advantages, batch.silent
     assert own is not None  # with_advantages has been there
+    assert silent is not None
     if entropy is not None and scores is not None:
         gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
         flat = rollout_advantages(own, batch.rollouts.loss_mask)
-        new, seen = observe_and_reweight(run, gram, flat, batch.rollouts, keys[0], entropy, layout)
+        heard = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & ~silent)
+        new, seen = observe_and_reweight(run, gram, flat, heard, keys[0], entropy, layout)
         if run.geometry.enabled:
             seen["salt/collapsed"] = jnp.asarray(float(own.ndim == 2))  # one advantage a token became one a rollout
             batch, own = dataclasses.replace(batch, advantages=new), new

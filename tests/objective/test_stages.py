@@ -195,6 +195,44 @@ def test_red_drop_keeps_its_tokens_in_the_denominator():
     assert float(made.metrics["filtered"]) == 0.5
 
 
+def test_winners_push_and_the_others_count():
+    """WAPO's release: A = r − mean of the winners over (groups with a winner) · G · L_max."""
+    config = ObjectiveConfig(
+        estimator="dr_grpo", filters="informative,winners", aggregation="dr_grpo", max_length=T, surrogate="reinforce"
+    )
+    signals = signals_of(np.stack([MIXED[0], np.ones(4), MIXED[1]]))
+    made = estimate(signals, G, config)
+    assert np.asarray(made.kept).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+    winners = [i for i, r in enumerate(MIXED[0]) if r > 0.5] + [8 + i for i, r in enumerate(MIXED[1]) if r > 0.75]
+    assert np.flatnonzero(~np.asarray(made.silent) & np.asarray(made.kept)).tolist() == winners
+    rollouts = signals.rollouts.replace(valid=made.kept)
+    total, denominator, _ = loss(
+        signals.log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config,
+        valid=rollouts.valid & rollouts.rewarded,
+    )
+    mask, log_probs = np.asarray(rollouts.completion_mask), np.asarray(signals.log_probs)
+    own = {0: 0.5, 3: 0.5, 9: 0.25, 10: 0.25, 11: 0.25}
+    expected = sum(-a * log_probs[i, t] for i, a in own.items() for t in range(T) if mask[i, t])
+    assert float(denominator) == 2 * G * T
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gtpo_of_the_release_divides_by_conflicts_and_sums_over_a_group():
+    signals = Signals(example_rollouts([1.0, 0.0], tokens=[[5, 6, 7, 9], [5, 6, 8, 9]]))
+    advantages = jnp.array([1.0, -1.0])
+    paper, release = (
+        choose_tokens(signals, advantages, 2, ObjectiveConfig(tokens="conflict", gtpo_form=form)).weights
+        for form in ("paper", "release")
+    )
+    np.testing.assert_allclose(paper, [[2, 2, 1, 2], [0, 0, 1, 0]])
+    np.testing.assert_allclose(release, np.asarray(paper) * 2 / 2)  # two rows a group, two conflicts in the longer run
+    single = Signals(example_rollouts([1.0, 0.0, 0.0], tokens=[[5, 6], [5, 7], [8, 9]]))
+    release = choose_tokens(
+        single, jnp.array([1.0, -1.0, -1.0]), 3, ObjectiveConfig(tokens="conflict", gtpo_form="release")
+    ).weights
+    np.testing.assert_allclose(release, [[6, 3], [0, 3], [3, 3]])
+
+
 def test_weights_multiply_and_injected_rollouts_have_advantage_one():
     signals = signals_of([[1.0, 0.0, 1.0, 1.0]])
     extra = {"weight": jnp.array([2.0, 2, 1, 1]), "injected": jnp.array([False, False, True, False])}

@@ -132,6 +132,28 @@ def test_missing_rewards_are_told_once_a_grading():
     assert groups_of(batch.rewarded) == [[True, True, False, False]] * 4
 
 
+# --- PODS ---
+
+
+def test_pods_keeps_the_most_varied_of_what_it_samples():
+    script = Script(forever("22212222"))
+    made = engine(way("pods", sampled_rollouts=8), script=script)
+    collected = collection(made)(state_at(), 1)
+    assert script.calls == [(4, 8, 1.0)]
+    for group in groups_of(collected.rollouts.rewards):
+        assert sorted(group) == [0.0, 0.0, 0.0, 1.0]  # one right in eight: it stays
+    assert collected.metrics["collection/rollouts_sampled"] == 32
+    assert collected.metrics["collection/dropped"] == 0.5
+
+
+def test_pods_fills_up_with_what_was_not_graded():
+    made = engine(way("pods", sampled_rollouts=8), script=Script(forever("33313233")))
+    batch = collection(made)(state_at(), 1).rollouts
+    assert [sum(group) for group in groups_of(batch.rewarded)] == [2] * 4
+    rewards = np.where(np.asarray(batch.rewarded), np.asarray(batch.rewards), -1.0)
+    assert all(sorted(group) == [-1.0, -1.0, 0.0, 1.0] for group in groups_of(rewards))
+
+
 # --- dynamic sampling ---
 
 
@@ -392,7 +414,7 @@ def test_solutions_are_looked_at_first():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (way("dapo"), "config.collection.method = 'dapo' is not allowed; allowed: plain, dynamic, reinforce_ada, "),
+        (way("dapo"), "config.collection.method = 'dapo' is not allowed; allowed: plain, dynamic, pods, "),
         ({"collection.method": "reinforce_ada"}, "needs config.objective.estimator = 'given_baseline', not 'grpo'"),
         ({"collection.method": "gvm"}, "'gvm' needs config.objective.estimator = 'raft', not 'grpo'"),
         (GIVEN, "needs config.collection.method = 'reinforce_ada' or 'reinforce_ada_est', not 'plain'"),
@@ -401,6 +423,7 @@ def test_solutions_are_looked_at_first():
         (way("plain", max_batches=3), "max_batches = 3 has no effect here; it belongs to .*method = 'dynamic'"),
         (way("dynamic", max_batches=0), "config.collection.max_batches = 0 is not allowed; allowed: integers >= 1"),
         (way("dynamic", on_exhausted="stop"), "on_exhausted = 'stop' is not allowed; allowed: 'error', 'train'"),
+        (way("pods", sampled_rollouts=4), "sampled_rollouts = 4 is not above config.sampling.rollouts_per_prompt = 4"),
         (way("reinforce_ada", round_rollouts=3), "round_rollouts = 3 is less than config.sampling.rollouts_per_prompt"),
         (way("reinforce_ada", exit_rule="any"), "exit_rule = 'any' is not allowed; allowed: 'balance', 'positive'"),
         (way("gvm", distinct_prompts=5), "distinct_prompts = 5 of 1 to 4 slots each .* cannot share .* = 4 slots"),

@@ -5,12 +5,13 @@ method               what a step's B slots of G rollouts are                    
 ===================  ================================================================  ==========  ==================
 plain                the next B prompts, G rollouts each                               any
 dynamic              the first B groups with signal out of several such batches        any
-reinforce_ada        the next B prompts, G rollouts out of each one's pool             given       
+pods                 the next B prompts, the G rollouts of the most varied rewards     any
+reinforce_ada        the next B prompts, G rollouts out of each one's pool             given
 reinforce_ada_est    fewer prompts, slots by their estimated success rates             given       counts
 vade                 the B prompts that promise to teach most                          any         Beta posteriors
-gvm                  fewer prompts, slots by the variance of their gradients           raft        
+gvm                  fewer prompts, slots by the variance of their gradients           raft
 aepo                 as plain, some rows from a second sampling at another temperature any         entropy
-hpt                  as plain, a demonstration in place of each group that fails       any         
+hpt                  as plain, a demonstration in place of each group that fails       any
 ===================  ================================================================  ==========  ==================
 
 A way is a pure function of the data iterator, its own memory and the keys of the step; a new one is a file and a line
@@ -21,7 +22,7 @@ Random numbers: round r of a step's generations draws from fold_in(fold_in(step 
 fold_in(step key, 0) itself; what chooses prompts draws from fold_in(step key, 5).
 """
 
-from salt_jax.training.collect import ada, ada_est, aepo, dynamic, gvm, hpt, plain, vade
+from salt_jax.training.collect import ada, ada_est, aepo, dynamic, gvm, hpt, plain, pods, vade
 from salt_jax.training.collect.collection import Collection
 from salt_jax.training.collect.turn import Collected, CollectionError, Engine, Method, Turn
 
@@ -30,6 +31,7 @@ __all__ = ["COLLECTORS", "Collected", "Collection", "CollectionError", "Engine",
 COLLECTORS: dict[str, Method] = {
     "plain": Method(plain.collect),
     "dynamic": Method(dynamic.collect, options=("max_batches", "on_exhausted")),
+    "pods": Method(pods.collect, options=("sampled_rollouts",)),
     "reinforce_ada": Method(
         ada.collect, estimators=("given_baseline",),
         options=("round_rollouts", "max_rounds", "exit_rule", "positives", "pool_weight", "positive_above"),

@@ -72,7 +72,7 @@ def _check_ranges(settings: CollectionConfig) -> None:
         _require(name, value, value in choices, ", ".join(repr(choice) for choice in choices))
     for name, fewest in AT_LEAST.items():
         _require(name, getattr(settings, name), getattr(settings, name) >= fewest, f"integers >= {fewest}")
-    for name in ("round_rollouts", "distinct_prompts"):
+    for name in ("sampled_rollouts", "round_rollouts", "distinct_prompts"):
         value = getattr(settings, name)
         _require(name, value, value is None or value >= 1, "None, integers >= 1")
     for name in SHARES:
@@ -125,6 +125,9 @@ def _check_counts(run: RunConfig) -> None:
     if settings.method == "reinforce_ada" and (settings.round_rollouts or group) < group:
         least = f"config.sampling.rollouts_per_prompt = {group}, which a pool of one round must hold"
         raise ConfigError(f"config.collection.round_rollouts = {settings.round_rollouts} is less than {least}")
+    if settings.method == "pods" and (settings.sampled_rollouts or 4 * group) <= group:
+        least = f"config.sampling.rollouts_per_prompt = {group}, of which none would be dropped"
+        raise ConfigError(f"config.collection.sampled_rollouts = {settings.sampled_rollouts} is not above {least}")
     if not COLLECTORS[settings.method].shared:
         return
     prompts = distinct_prompts(run)
