@@ -164,7 +164,7 @@ def get_config() -> config_dict.ConfigDict:
     c.objective.aggregation = "token_mean"  # 'seq_mean_token_mean', 'seq_mean_token_sum', 'dr_grpo', 'token_sum_norm'
     c.objective.kl_in = "loss"  # or 'reward'; to the policy at the start of the run
     c.objective.kl_estimator = "k3"  # 'k2', 'k3', 'k3_plus' in the loss, 'k1' in the reward
-    c.objective.kl_coef = 0.0  # per nat; > 0 keeps a second copy of the parameters
+    c.objective.kl_coef = 0.0  # per nat; > 0 keeps a second copy of the parameters, as 'copg' does
     c.objective.entropy_coef = 0.0  # per nat; > 0 rewards entropy
 
     c.salt = config_dict.ConfigDict()  # salt_jax.salt.SaltConfig, and how the Gram matrix is made

@@ -1,11 +1,12 @@
-"""Every published method on two-digit sums, each as one form; with SALT on top unless it is switched off.
+"""The published methods on two-digit sums, each as one form; with SALT on top unless it is switched off.
 
     python -m experiments.train --config=configs/methods.py:gspo --workdir=runs/gspo_salt
     python -m experiments.train --config=configs/methods.py:gspo --workdir=runs/gspo --config.salt.enabled=False
 
 A form is what its paper names (docs/methods.md has formulas, sources and what is unconfirmed), at the size of
 configs/arithmetic.py: a few minutes on two cores each. Rates, batch sizes and lengths are that configuration's, not
-the papers'. To compare runs from the same policy, start both from one: ``--config.init_from=runs/…``.
+the papers'. Rank-GRPO has no form here: its completions are lists. To compare runs from the same policy, start both
+from one: ``--config.init_from=runs/…``.
 """
 
 from typing import Any
@@ -16,10 +17,10 @@ from configs import arithmetic
 
 # form -> what it sets, by section. Options of a method that are not named here keep the defaults of configs/base.py.
 METHODS: dict[str, dict[str, dict[str, Any]]] = {
-    "grpo": {"objective": {"aggregation": "seq_mean_token_mean"}},
+    "grpo": {"objective": {"aggregation": "seq_mean_token_mean", "kl_coef": 0.001}},
     "dr_grpo": {"objective": {"estimator": "dr_grpo", "aggregation": "dr_grpo"}},
     "dapo": {
-        "objective": {"clip_high": 0.28, "overlong_buffer": 1},
+        "objective": {"clip_high": 0.28, "dual_clip": 10.0, "overlong_buffer": 1},
         "collection": {"method": "dynamic"},
     },
     "gspo": {
@@ -36,9 +37,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "reinforce_pp": {
         "objective": {"estimator": "reinforce_pp", "kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.01},
     },
-    "reinforce_pp_baseline": {
-        "objective": {"estimator": "reinforce_pp_baseline", "kl_estimator": "k2", "kl_coef": 0.01},
-    },
+    "reinforce_pp_baseline": {"objective": {"estimator": "reinforce_pp_baseline"}},
     "cispo": {"objective": {"surrogate": "cispo", "clip_low": 1.0, "clip_high": 0.28}},
     "dual_clip": {"objective": {"dual_clip": 3.0}},
     "tis": {"objective": {"importance": "token"}},
@@ -51,11 +50,15 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
             "estimator": "gtpo", "tokens": "conflict", "surrogate": "on_policy", "aggregation": "seq_mean_token_mean",
         },
     },
-    "d3s": {"objective": {"filters": "d3s", "tokens": "d3s"}},
+    "d3s": {"objective": {"filters": "d3s", "tokens": "d3s", "d3s_rollouts_first": 2, "d3s_rollouts_last": 4}},
     "lp_reg": {"objective": {"surrogate": "lp_reg"}},
-    "aepo": {"collection": {"method": "aepo"}},
+    "lp_reg_paper": {"objective": {"surrogate": "lp_reg", "lp_reg_form": "paper"}},
+    # The release injects at most 60 of 2,560 rows.
+    "aepo": {"objective": {"dual_clip": 3.0}, "collection": {"method": "aepo", "max_injected": 12}},
     "hpt": {
-        "objective": {"estimator": "dr_grpo", "surrogate": "on_policy", "aggregation": "dr_grpo"},
+        "objective": {
+            "estimator": "dr_grpo", "surrogate": "on_policy", "aggregation": "token_sum_norm", "entropy_coef": 0.001,
+        },
         "collection": {"method": "hpt"},
     },
     "otr": {"warm_start": {"objective": "otr"}},
@@ -71,8 +74,15 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "rec_ring": {"objective": {"estimator": "dr_grpo", "surrogate": "rec", "rec_mask": "ring"}},
+    "rec_gspo": {
+        "objective": {
+            "estimator": "dr_grpo", "surrogate": "rec", "rec_mask": "gspo_one_side", "rec_weight": "gspo_importance",
+            "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "seq_mean_token_mean",
+        },
+    },
     "red_weight": {"objective": {"estimator": "dr_grpo", "surrogate": "rec", "rec_weight": "advantage"}},
     "red_drop": {"objective": {"estimator": "dr_grpo", "surrogate": "rec", "filters": "red_drop"}},
+    # The weight of KL is ours: the release leaves it to the user.
     "opmd": {"objective": {"estimator": "opmd", "surrogate": "opmd", "kl_estimator": "k2", "kl_coef": 0.01}},
     "opmd_rec": {"objective": {"estimator": "dr_grpo", "surrogate": "rec", "rec_regularizer": "k2"}},
     "asymre": {"objective": {"estimator": "asymre", "surrogate": "reinforce"}},
@@ -87,12 +97,19 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "positive_only": {"objective": {"filters": "positive_only"}},
     "wapo": {"objective": {"estimator": "dr_grpo", "filters": "informative,winners", "aggregation": "dr_grpo"}},
     "pods": {"collection": {"method": "pods"}},
-    "reinforce_ada": {"objective": {"estimator": "given_baseline"}, "collection": {"method": "reinforce_ada"}},
+    "reinforce_ada": {
+        "objective": {"estimator": "given_baseline", "clip_high": 0.28}, "collection": {"method": "reinforce_ada"},
+    },
     "reinforce_ada_est": {
-        "objective": {"estimator": "given_baseline"}, "collection": {"method": "reinforce_ada_est"},
+        "objective": {"estimator": "given_baseline", "clip_high": 0.28}, "collection": {"method": "reinforce_ada_est"},
     },
     "vade": {"collection": {"method": "vade"}},
-    "gvm": {"objective": {"estimator": "raft", "surrogate": "reinforce"}, "collection": {"method": "gvm"}},
+    "gvm": {
+        "objective": {
+            "estimator": "raft", "surrogate": "reinforce", "aggregation": "seq_mean_token_sum", "kl_coef": 0.001,
+        },
+        "collection": {"method": "gvm"},
+    },
 }  # fmt: skip
 
 

@@ -12,8 +12,9 @@ salt_jax/tasks/{math,aime,gpqa,gsm8k}.py describe; ``--config.model.path`` and `
 
 Hardware: 8 GPUs of 80 GB. A device holds parameters, gradients, Adam's moments and the reference, 20 bytes a
 parameter over fsdp (4.4 GB), and the caches of 64 rollouts of 9,216 tokens (15 GB). Not run; the paper reports, from
-its own code, mean accuracy over five benchmarks 51.2 for GRPO and 53.7 for GRPO + SALT. The DAPO form here has its
-clipping, its token mean and no KL; its group filter with refills does not exist here yet.
+its own code, mean accuracy over five benchmarks 51.2 for GRPO and 53.7 for GRPO + SALT. The DAPO form has its
+clipping, its token mean, no KL, and its group filter with refills; ``objective.overlong_buffer`` is 0, without its
+shaping of long completions.
 """
 
 from ml_collections import config_dict
@@ -33,6 +34,7 @@ def get_config(form: str = "grpo") -> config_dict.ConfigDict:
     if form == "dapo":
         c.objective.clip_high = 0.28
         c.objective.kl_coef = 0.0
+        c.collection.method = "dynamic"
     if form == "evaluate":
         evaluate_five(c)
     if form == "small":

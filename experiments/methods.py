@@ -68,7 +68,7 @@ ESTIMATOR_ROWS = {
         "r̃ − mean r̃, r̃ = r · Div, Div = share of others in another class", "arXiv 2509.02534 eqs. 4–6", RAN,
     ),
     "copg": Entry(
-        "2/(k−1) · (R_β − mean R_β), R_β = R − β ln π/π_ref",
+        "2G/(n−1) · (R_β − mean R_β), R_β = R − β ln π/π_ref",
         "arXiv 2406.19185 eq. 17", f"{PAPER}; k > 2: {OURS}",
     ),
     "rank_grpo": Entry(
@@ -115,7 +115,11 @@ SURROGATE_ROWS = {
         "ρ_τ = exp(mean_{t∈τ} ln ρ_t); over list items: Rank-GRPO",
         "arXiv 2410.02743; 2510.20150", f"{OURS}; Rank-GRPO: {RAN}",
     ),
-    "lp_reg": Entry("−Aρ; on unlikely tokens with A < 0 also β KL(proxy ‖ π)", "arXiv 2510.03222", RAN),
+    "lp_reg": Entry(
+        "−Aρ, capped; a few unlikely tokens with A < 0: −Aρ + β k3(proxy, π) instead (release), or besides (paper)"
+        " β KL(proxy ‖ π), with the current policy's proxy",
+        "arXiv 2510.03222", RAN,
+    ),
 }  # fmt: skip
 IMPORTANCE_ROWS = {
     "token": Entry("min(π_old/π_sampler, high)", "TIS, verl", RAN),
@@ -136,6 +140,21 @@ KL_ROWS = {
     "k3": Entry("e^{−d} + d − 1", "Schulman 2020", RAN),
     "k3_plus": Entry("value of k3, gradient of k2", "verl's k3+", READ),
 }
+REWARD_ROWS = {
+    "objective.overlong_buffer": Entry("− (n − (L_max − L_c)) / L_c, within −1 and 0", "DAPO, arXiv 2503.14476", READ),
+    "objective.kl_in = reward": Entry("r − kl_coef · Σ_t k1_t", "REINFORCE++, arXiv 2501.03262", READ),
+    "objective.entropy_coef": Entry("L − coef · H", "", RAN),
+    "objective.demonstration_coef": Entry(
+        "coef · token mean of −ln π over demonstrations", "HPT, arXiv 2509.04419", RAN, "outside",
+    ),
+    "warm_start.objective = otr": Entry(
+        "−mean_j R_j ln π(a_j), a_j ~ softmax(z/κ), R = 1 or β", "One-Token Rollout, arXiv 2509.26313",
+        f"{SECOND}; κ = 1.3 and β = −0.1: {MEMORY}", "before it",
+    ),
+    "warm_start.objective = otr_exact": Entry(
+        "its expectation over the vocabulary", "arXiv 2509.26313", f"{SECOND}; κ, β: {MEMORY}", "before it",
+    ),
+}  # fmt: skip
 COLLECTOR_ROWS = {
     "plain": Entry("every prompt of the batch, G rollouts each", "", ""),
     "dynamic": Entry("refills until every group has a signal", "DAPO, arXiv 2503.14476", READ),
@@ -154,7 +173,7 @@ COLLECTOR_ROWS = {
     ),
     "hpt": Entry(
         "a demonstration in place of a group that fails",
-        "arXiv 2509.04419", RAN, "yes; demonstrations stay out of it",
+        "arXiv 2509.04419", RAN, "yes; a demonstration has no advantage and is outside K",
     ),
 }  # fmt: skip
 
@@ -203,6 +222,7 @@ def page() -> str:
     for title, stage, table, _ in SECTIONS:
         lines += [f"## {title}: `objective.{stage}`", "", *rows(stage, table), ""]
     lines += ["## Where rollouts come from: `collection.method`", "", *rows("collection", COLLECTOR_ROWS), ""]
+    lines += ["## Around the loss", "", *rows("other", REWARD_ROWS), "", ARRAYS_ONLY, ""]
     lines += ["## Ready-made forms", "", FORMS_INTRODUCTION, "", "| form | what it sets |", "| --- | --- |"]
     for name, sections in FORMS.items():
         settings = [
@@ -226,6 +246,12 @@ surrogate is a sum over rows, so that microbatches change nothing. An option tha
 FORMS_INTRODUCTION = """\
 `python -m experiments.train --config=configs/methods.py:FORM --workdir=DIR` runs one on two-digit sums, with SALT;
 `--config.salt.enabled=False` without. `FORM-small` is a run of a minute."""
+ARRAYS_ONLY = """\
+Functions on arrays without a place in a configuration: the unified estimator and HPT's whole loss
+(`objective.hpt`), CoPG's and GTPO's whole losses, Rank-GRPO's length shaping and its paper's mean over ranks
+(`objective.rank_grpo`), macro-actions of random length or by perplexity, their rewards and discounts
+(`objective.macro_actions`). Which prompts and how many rollouts: `salt_jax.allocation`. Which data:
+[selection.md](selection.md)."""
 CLOSING = """\
 ## What is refused, and why
 

@@ -56,6 +56,7 @@ def test_the_papers_table_4():
             assert (c.sampling.temperature, c.optimizer.learning_rate) == (0.6, 1e-6)
             assert (c.objective.clip_low, c.objective.clip_high) == (0.2, clip_high)
             assert (c.objective.kl_coef, c.objective.kl_estimator, c.objective.entropy_coef) == (kl, "k3", 0.0)
+            assert c.collection.method == {"grpo": "plain", "dapo": "dynamic"}[form]
             assert c.steps == 2 * 7500 // 64
 
 

@@ -100,6 +100,7 @@ def test_salt_by_hand_runs(subprocess_env, tmp_path):
     assert more_images == 1  # one cell displays two
 
 
+@pytest.mark.slow
 def test_train_a_real_model_runs_in_its_small_form(subprocess_env):
     for package in ("transformers", "gguf", "reasoning_gym", "safetensors"):
         pytest.importorskip(package)

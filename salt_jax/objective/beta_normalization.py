@@ -168,7 +168,9 @@ def bnpo_advantages(
     parameters = beta_parameters(p_B, counted_B)
     weights_B = beta_weights(jnp.where(counted_B, p_B, 0.5), parameters.alpha, parameters.beta)
     advantages = (scores - p_B[:, None]) * weights_B[:, None]
-    return jnp.where(rewarded & ~zero_B[:, None], advantages, 0)
+    inside_B = jnp.all(~rewarded | ((scores >= 0) & (scores <= 1)), axis=1)  # also false of NaN
+    advantages = jnp.where(inside_B[:, None], advantages, jnp.nan)
+    return jnp.where(rewarded & ~(zero_B & inside_B)[:, None], advantages, 0)
 
 
 def bnpo_components(

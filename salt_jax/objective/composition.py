@@ -36,9 +36,19 @@ SURROGATE_FIELDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # One ratio for a whole rollout: an advantage a token would be multiplied with a ratio it has no part in.
 ONE_RATIO = ("gspo",)
-# Read whatever is chosen (clip bounds, ddof and eps have always been accepted: they come with every configuration).
+# Options that a method reads under another of its options alone: field -> (that one, its values).
+UNDER: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rec_temperature": ("rec_weight", ("advantage",)),
+    "rec_coef": ("rec_regularizer", ("k2", "forward_kl")),
+    "rec_outer_low": ("rec_mask", ("ring",)),
+    "rec_outer_high": ("rec_mask", ("ring",)),
+    "darling_lambda_reward": ("darling_form", ("add",)),
+    "darling_lambda_diversity": ("darling_form", ("add",)),
+    "rank_gamma": ("rank_reward", ("exp_gamma",)),
+}
+# Read whatever is chosen.
 ALWAYS = {
-    "ddof", "eps", *CLIPS, "aggregation", "max_length", "kl_in", "kl_estimator", "kl_coef", "entropy_coef", "filters",
+    "aggregation", "max_length", "kl_in", "kl_estimator", "kl_coef", "entropy_coef", "filters",
     "tokens", "surrogate", "estimator", "overlong_buffer", "importance", "demonstration_coef",
 }  # fmt: skip
 IMPORTANCE_FIELDS = ("importance_low", "importance_high", "importance_normalize")
@@ -80,7 +90,15 @@ def check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         if idle and not any(method in chosen[stage] for stage, method in those):
             where = " or ".join(f"{stage} = {method!r}" for stage, method in those)
             raise ValueError(f"{field} = {values[field]!r} has no effect here; it belongs to {where}")
+    for field, (parent, allowed) in UNDER.items():
+        if values[field] != defaults[field] and values[parent] not in allowed:
+            where = " or ".join(f"{parent} = {value!r}" for value in allowed)
+            raise ValueError(f"{field} = {values[field]!r} has no effect here; it belongs to {where}")
+    if values["tau"] != defaults["tau"] and values["surrogate"] != "opmd" and values["opmd_baseline"] == "mean":
+        given = f"tau = {values['tau']!r} has no effect here"
+        raise ValueError(f"{given}; it belongs to opmd_baseline = 'log_mean_exp' or surrogate = 'opmd'")
     _check_levels(values, chosen["filters"])
+    _check_shaping(values)
     _check_kl(values)
     for options in (SurrogateOptions, AdvantageOptions):  # they check their own
         options(**{field: values[field] for field in options.__dataclass_fields__})
@@ -156,6 +174,14 @@ def _check_levels(values: Mapping[str, Any], filters: tuple[str, ...]) -> None:
             raise ValueError(f"filters = {values['filters']!r}: {name!r} needs one advantage a rollout, and {why}")
     if values["tokens"] in TOKEN_WEIGHTS and not TOKEN_WEIGHTS[values["tokens"]].any_level:
         raise ValueError(f"tokens = {values['tokens']!r} needs one advantage a rollout, and {why}")
+
+
+def _check_shaping(values: Mapping[str, Any]) -> None:
+    estimator = values["estimator"]
+    penalty, kl = values["overlong_buffer"], values["kl_coef"] and values["kl_in"] == "reward"
+    if not ESTIMATORS[estimator].shaped and (penalty or kl):
+        what = f"overlong_buffer = {penalty}" if penalty else "kl_in = 'reward'"
+        raise ValueError(f"{what} changes the reward, which estimator = {estimator!r} takes as the grader gave it")
 
 
 def _check_kl(values: Mapping[str, Any]) -> None:

@@ -54,6 +54,9 @@ class Estimator(NamedTuple):
       extra: entries of ``RolloutBatch.extra`` it reads.
       per_token: whether advantages are (N, T).
       reads_kl: whether KL to the reference in the reward reaches it token by token.
+      shaped: whether a penalty or KL may be taken off the reward: not where rewards must stay in [0, 1], are given in
+        parts, or are compared with a baseline from outside.
+      silences: (Group, **options) -> (N,) bool, rows that the method itself drops: SALT must not see them.
     """
 
     function: Callable[..., Array]
@@ -62,6 +65,8 @@ class Estimator(NamedTuple):
     extra: tuple[str, ...] = ()
     per_token: bool = False
     reads_kl: bool = False
+    shaped: bool = True
+    silences: Callable[..., Array] | None = None
 
 
 def _of_groups(group: Group, *, name: str, extra: tuple[str, ...] = (), **options: Any) -> Array:
@@ -72,8 +77,10 @@ def _of_groups(group: Group, *, name: str, extra: tuple[str, ...] = (), **option
     ).reshape(-1)
 
 
-def _group_estimator(name: str, options: tuple[str, ...] = (), extra: tuple[str, ...] = ()) -> Estimator:
-    return Estimator(functools.partial(_of_groups, name=name, extra=extra), options, extra=extra)
+def _group_estimator(
+    name: str, options: tuple[str, ...] = (), extra: tuple[str, ...] = (), *, shaped: bool = True
+) -> Estimator:
+    return Estimator(functools.partial(_of_groups, name=name, extra=extra), options, extra=extra, shaped=shaped)
 
 
 def _bnpo(group: Group, *, singleton: str) -> Array:
@@ -103,13 +110,22 @@ def _reinforce_pp_baseline(
 
 
 def _gtpo(group: Group, *, gtpo_gamma: float, gtpo_threshold: float, gtpo_penalize_degenerate: bool) -> Array:
+    return gtpo_advantages(
+        group.rows(group.rewards), group.rows(_mean_entropy(group)), rewarded=group.rows(group.counted),
+        gamma=gtpo_gamma, threshold=gtpo_threshold, penalize_degenerate=gtpo_penalize_degenerate,
+    ).reshape(-1)
+
+
+def _mean_entropy(group: Group) -> Array:
+    """(N,) nats."""
     mask = group.signals.rollouts.completion_mask
     entropy = jnp.where(mask, group.signals.known("entropy", "estimator = 'gtpo'"), 0)
-    mean_N = jnp.sum(entropy, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
-    return gtpo_advantages(
-        group.rows(group.rewards), group.rows(mean_N), rewarded=group.rows(group.counted), gamma=gtpo_gamma,
-        threshold=gtpo_threshold, penalize_degenerate=gtpo_penalize_degenerate,
-    ).reshape(-1)
+    return jnp.sum(entropy, axis=1) / jnp.maximum(jnp.sum(mask, axis=1), 1)
+
+
+def _over_entropy(group: Group, *, gtpo_threshold: float, **_: Any) -> Array:
+    """GTPO's delta = 0."""
+    return _mean_entropy(group) > gtpo_threshold
 
 
 def _rank_grpo(group: Group, *, rank_reward: str, rank_gamma: float) -> Array:
@@ -140,15 +156,18 @@ ESTIMATORS: dict[str, Estimator] = {
     "rloo": _group_estimator("rloo", ("singleton",)),
     "reinforce_pp": Estimator(_reinforce_pp, WHITENING, per_token=True, reads_kl=True),
     "reinforce_pp_baseline": Estimator(_reinforce_pp_baseline, WHITENING, per_token=True, reads_kl=True),
-    "bnpo": Estimator(_bnpo, ("singleton",)),
-    "gtpo": Estimator(_gtpo, ("gtpo_gamma", "gtpo_threshold", "gtpo_penalize_degenerate"), needs=("entropy",)),
+    "bnpo": Estimator(_bnpo, ("singleton",), shaped=False),
+    "gtpo": Estimator(
+        _gtpo, ("gtpo_gamma", "gtpo_threshold", "gtpo_penalize_degenerate"), needs=("entropy",),
+        silences=_over_entropy,
+    ),
     "opmd": _group_estimator("opmd", ("singleton", "opmd_baseline", "tau")),
     "asymre": _group_estimator("asymre", ("singleton", "asymre_shift")),
     "raft": _group_estimator("raft"),
-    "given_baseline": _group_estimator("given_baseline", extra=("baseline",)),
+    "given_baseline": _group_estimator("given_baseline", extra=("baseline",), shaped=False),
     "darling": _group_estimator("darling", DIVERSITY, extra=("clusters",)),
     "copg": Estimator(_copg, ("copg_beta",), needs=("log_probs", "ref_log_probs")),
     "rank_grpo": Estimator(
-        _rank_grpo, ("rank_reward", "rank_gamma"), extra=("components", "segments"), per_token=True
+        _rank_grpo, ("rank_reward", "rank_gamma"), extra=("components", "segments"), per_token=True, shaped=False
     ),
 }  # fmt: skip

@@ -204,9 +204,8 @@ def d3s_tokens(
     rows = (1, -1) if scope == "batch" else mask.shape
     keys_RxL, mask_RxL = keys.reshape(rows), mask.reshape(rows)
     count_Rx1 = jnp.sum(mask_RxL, axis=1, keepdims=True)
-    # 0.7 of 10 tokens is 7, also where 0.7·10 is rounded to 6.9999995.
-    share = jnp.asarray(fraction, dtype) * count_Rx1.astype(dtype) * (1 + 4 * jnp.finfo(dtype).eps)
-    keep_Rx1 = jnp.minimum(jnp.maximum(jnp.floor(share).astype(jnp.int32), 1), count_Rx1)
+    share = whole_part(jnp.asarray(fraction, dtype) * count_Rx1.astype(dtype))
+    keep_Rx1 = jnp.minimum(jnp.maximum(share, 1), count_Rx1)
     rank = jnp.argsort(jnp.lexsort((-keys_RxL, ~mask_RxL), axis=1), axis=1)
     return (mask_RxL & (rank < keep_Rx1)).reshape(mask.shape)
 
@@ -229,7 +228,25 @@ def d3s_schedule(progress: ArrayLike, init: float, final: float) -> Array:
       5.0
     """
     p = jnp.clip(jnp.asarray(progress, jnp.result_type(float)), 0, 1)
-    return (1 - p) * init + p * final
+    return init + p * (final - init)
+
+
+def whole_part(x: ArrayLike) -> Array:
+    """floor(x) of a share of a count, x >= 0: 0.7 of 10 is 7, also where 0.7·10 is rounded to 6.9999995.
+
+    Args:
+      x: real, any shape.
+
+    Returns:
+      int32, the same shape.
+
+    Example:
+      >>> whole_part(jnp.array([6.9999995, 6.99])).tolist()
+      [7, 6]
+    """
+    x = jnp.asarray(x)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jnp.floor(x * (1 + 4 * jnp.finfo(x.dtype).eps)).astype(jnp.int32)
 
 
 def red_drop(rewards: ArrayLike, key: Array, *, rewarded: ArrayLike | None = None) -> Array:
@@ -274,7 +291,7 @@ def red_drop(rewards: ArrayLike, key: Array, *, rewarded: ArrayLike | None = Non
 
 
 def positive_only(advantages: ArrayLike) -> Array:
-    """Rollouts with A > 0 alone, in the manner of WAPO (unconfirmed: neither paper nor code was read).
+    """Rollouts with A > 0 alone, as WAPO's release masks them (arXiv 2606.16154; read, not run).
 
     Args:
       advantages: any shape.

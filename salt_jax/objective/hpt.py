@@ -137,9 +137,10 @@ def unified_loss(
 
 
 def demonstration_weight(num_demo_tokens: ArrayLike, denominator: ArrayLike, coef: float = 1.0) -> Array:
-    """w such that Σ_demo w · (−log π) / denominator = coef · mean over demonstration tokens of −log π.
+    """w such that Σ_demo w · (−log π) / max(denominator, 1) = coef · mean over demonstration tokens of −log π.
 
-    For a trainer that divides the sum over all tokens, rollouts and demonstrations, by one denominator.
+    For a trainer that divides the sum over all tokens, rollouts and demonstrations, by one denominator, at least 1:
+    where all prompts fail there are demonstrations alone, and the denominator of rollouts is 0.
 
     Args:
       num_demo_tokens: scalar, unmasked tokens of demonstrations in the minibatch.
@@ -155,7 +156,7 @@ def demonstration_weight(num_demo_tokens: ArrayLike, denominator: ArrayLike, coe
     """
     denominator = jnp.asarray(denominator)
     denominator = denominator.astype(jnp.promote_types(denominator.dtype, jnp.float32))
-    return jax.lax.stop_gradient(coef * denominator / jnp.maximum(jnp.asarray(num_demo_tokens), 1))
+    return jax.lax.stop_gradient(coef * jnp.maximum(denominator, 1) / jnp.maximum(jnp.asarray(num_demo_tokens), 1))
 
 
 def hpt_loss(

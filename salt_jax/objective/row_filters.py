@@ -49,12 +49,13 @@ def _red_drop(group: Group, advantages: None) -> Array:
 
 
 def _informative(group: Group, advantages: Array | None) -> Array:
-    kept = filters.informative_groups(group.rows(group.rewards), rewarded=group.rows(group.counted))
+    raw = group.signals.rollouts.rewards  # DAPO looks at correctness: a penalty must not pass for a signal
+    kept = filters.informative_groups(group.rows(raw), rewarded=group.rows(group.counted))
     return jnp.repeat(kept, group.size, total_repeat_length=group.rewards.shape[0])
 
 
 def _not_truncated(group: Group, advantages: Array | None) -> Array:
-    return ~group.signals.rollouts.truncated
+    return filters.not_truncated(group.signals.rollouts.truncated)
 
 
 def _positive_only(group: Group, advantages: Array) -> Array:
@@ -65,9 +66,9 @@ def _d3s(
     group: Group, advantages: Array, *, d3s_rollouts_first: int, d3s_rollouts_last: int, d3s_batch: float
 ) -> Array:
     kept = filters.d3s_schedule(group.signals.progress, d3s_rollouts_first, d3s_rollouts_last)
-    num_groups = advantages.shape[0] // group.size
-    intra = jnp.clip(jnp.floor(kept), 1, group.size).astype(jnp.int32)
-    batch = jnp.maximum(jnp.floor(d3s_batch * intra * num_groups), 1).astype(jnp.int32)
+    num_groups = jnp.sum(jnp.any(group.rows(group.counted), axis=1))
+    intra = filters.whole_part(jnp.clip(kept, 1, group.size))
+    batch = jnp.maximum(filters.whole_part(d3s_batch * intra * num_groups), 1)
     return filters.d3s_rollouts(
         group.rows(advantages), intra, batch, counted=group.rows(group.counted)
     ).reshape(-1)

@@ -32,6 +32,7 @@ class Signals:
       ref_log_probs: (N, T) nats, under the reference policy.
       entropy: (N, T) nats, of the policy before the step.
       log_proxy: (N, T) nats, of the sampled token among the likely ones (Lp-Reg); very low where it is not one.
+      signs: (N,), reward less its group's mean (``Estimate.signs``), where SALT or an entropy term changed advantages.
       key: PRNG key of what is drawn.
       progress: scalar in [0, 1], the share of the run that is done.
 
@@ -46,6 +47,7 @@ class Signals:
     ref_log_probs: Array | None = None
     entropy: Array | None = None
     log_proxy: Array | None = None
+    signs: Array | None = None
     key: Array | None = None
     progress: Any = 0.0
 

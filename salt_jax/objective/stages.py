@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from salt_jax.objective import shaping
+from salt_jax.objective.advantages import group_advantages
 from salt_jax.objective.aggregation import AGGREGATIONS
 from salt_jax.objective.config import ObjectiveConfig
 from salt_jax.objective.estimators import ESTIMATORS, Group
@@ -34,12 +35,14 @@ class Estimate:
       kept: (N,) bool, rollouts that stay in the loss and its denominator.
       silent: (N,) bool, rollouts that stay in the denominator but push nothing: demonstrations, whose loss is their
         own, and what a filter dropped that keeps its tokens there. SALT must not see them.
+      signs: (N,), shaped reward less the mean of its group's counted ones; 0 where it does not count.
       metrics: scalars: the share of graded rollouts that filters dropped, the mean reward shaping.
     """
 
     advantages: Array
     kept: Array
     silent: Array
+    signs: Array
     metrics: dict[str, Array]
 
 
@@ -84,15 +87,18 @@ def estimate(signals: Signals, group_size: int, config: ObjectiveConfig) -> Esti
     counted, kept, silent = graded, jnp.ones_like(graded), _demonstrations(signals)
     names = names_of(config.filters)
     for row_filter in (FILTERS[name] for name in names if FILTERS[name].before):
-        counted = counted & row_filter.function(group, None, **config.picked(row_filter.options))
-        dropped = graded & ~counted
+        before, counted = counted, counted & row_filter.function(group, None, **config.picked(row_filter.options))
+        dropped = before & ~counted
         kept, silent = (kept, silent | dropped) if row_filter.in_denominator else (kept & ~dropped, silent)
         group = group._replace(counted=counted)
     advantages = estimator.function(group, **options)
     advantages = _scaled(advantages, signals, config, counted)
+    if estimator.silences is not None:
+        silent = silent | estimator.silences(group, **options)
     for row_filter in (FILTERS[name] for name in names if not FILTERS[name].before):
         keep = row_filter.function(group, advantages, **config.picked(row_filter.options))
-        kept, silent = (kept, silent | ~keep) if row_filter.in_denominator else (kept & keep, silent)
+        # A filter before may have left a row in the denominator: it stays there.
+        kept, silent = (kept, silent | ~keep) if row_filter.in_denominator else (kept & (keep | silent), silent)
     kept = kept | _demonstrations(signals)
     advantages = jnp.where(_like(kept & ~silent, advantages), advantages, 0)
     dropped = jnp.sum(graded & (silent | ~kept)) / jnp.maximum(jnp.sum(graded), 1)
@@ -100,7 +106,8 @@ def estimate(signals: Signals, group_size: int, config: ObjectiveConfig) -> Esti
     if config.overlong_buffer or (config.kl_coef and config.kl_in == "reward"):
         change = jnp.where(graded, rewards - rollouts.rewards, 0)
         metrics["reward_shaping"] = jnp.sum(change) / jnp.maximum(jnp.sum(graded), 1)
-    return jax.lax.stop_gradient(Estimate(advantages, kept, silent, metrics))
+    signs = group_advantages(group.rows(rewards), estimator="dr_grpo", rewarded=group.rows(counted)).reshape(-1)
+    return jax.lax.stop_gradient(Estimate(advantages, kept, silent, signs, metrics))
 
 
 def shaped_rewards(signals: Signals, config: ObjectiveConfig) -> Array:
@@ -162,11 +169,15 @@ def choose_tokens(
     if config.surrogate in CHOSEN:
         made = dataclasses.replace(made, chosen=run(CHOSEN, config.surrogate), log_proxy=signals.log_proxy)
     if config.importance != "none":
+        drawn = mask
+        if "injected" in rollouts.extra:  # another temperature drew them, on purpose: their weight is 1
+            drawn = mask & ~rollouts.extra["injected"][:, None]
         weights = importance_weights(
-            signals.known("log_probs", f"importance = {config.importance!r}"), rollouts.sampler_log_probs, mask,
+            signals.known("log_probs", f"importance = {config.importance!r}"), rollouts.sampler_log_probs, drawn,
             mode=config.importance, low=config.importance_low, high=config.importance_high,
             normalize=config.importance_normalize,
         )
+        weights = jnp.where(mask & ~drawn, 1, weights)
         made = dataclasses.replace(made, weights=weights if made.weights is None else made.weights * weights)
     if "demonstration" in rollouts.extra:
         left = mask if made.kept is None else mask & made.kept

@@ -118,8 +118,9 @@ def gspo_token(tokens: TokenInputs, options: SurrogateOptions) -> SurrogateOutpu
       [[-1.2214028 -1.2214028]]
     """
     own = tokens.log_probs - jax.lax.stop_gradient(tokens.log_probs)  # 0, with the gradient of log p
-    log_ratio = own + jax.lax.stop_gradient(sequence_log_ratio(tokens))
-    return clipped_surrogate(jnp.exp(jnp.minimum(log_ratio, SEQUENCE_LOG_RATIO_LIMIT)), tokens, options)
+    log_s = jax.lax.stop_gradient(sequence_log_ratio(tokens))  # at most the limit, at which no gradient flows
+    ratio = jnp.exp(jnp.where(log_s < SEQUENCE_LOG_RATIO_LIMIT, own, 0) + log_s)
+    return clipped_surrogate(ratio, tokens, options)
 
 
 def cispo(tokens: TokenInputs, options: SurrogateOptions) -> SurrogateOutput:

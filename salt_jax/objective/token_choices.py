@@ -69,11 +69,12 @@ def _conflict(
     signals: Signals, advantages: Array, size: int, *, gtpo_weight: float, gtpo_form: str
 ) -> Array:
     tokens, mask = signals.rollouts.completions, signals.rollouts.loss_mask
-    weights = conflict_weights(tokens, mask, advantages, group_size=size, weight=gtpo_weight)
+    signs = advantages if signals.signs is None else signals.signs  # the paper's: also of rows that entropy dropped
+    weights = conflict_weights(tokens, mask, signs, group_size=size, weight=gtpo_weight)
     if gtpo_form == "paper":
         return weights
     # The release divides a row by its conflicts and sums over a group where the paper takes the mean.
-    runs = conflict_runs(tokens, mask, advantages, group_size=size)
+    runs = conflict_runs(tokens, mask, signs, group_size=size)
     counts = conflict_counts(*runs, mask, form="release")
     return weights * (size / jnp.maximum(counts, 1))[:, None].astype(weights.dtype)
 

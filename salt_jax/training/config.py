@@ -18,6 +18,7 @@ from typing import Any
 from salt_jax.geometry.streaming import ROUTES
 from salt_jax.objective import ObjectiveConfig
 from salt_jax.objective.aggregation import WHOLE_BATCH
+from salt_jax.objective.row_filters import names_of
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
@@ -292,10 +293,11 @@ def _check_divisions(run: RunConfig) -> None:
     if run.learner.microbatches > 1:
         additive = "another aggregation with several microbatches: its denominator does not add up over them"
         _require("objective.aggregation", objective.aggregation, objective.aggregation not in WHOLE_BATCH, additive)
-    if "pods" in objective.filters:
-        group = run.rollouts.rollouts_per_prompt
-        at_most = f"at most config.sampling.rollouts_per_prompt = {group}"
-        _require("objective.pods_keep", objective.pods_keep, objective.pods_keep <= group, at_most)
+    group = run.rollouts.rollouts_per_prompt
+    at_most = f"at most config.sampling.rollouts_per_prompt = {group}"
+    for name, keys in (("pods", ("pods_keep",)), ("d3s", ("d3s_rollouts_first", "d3s_rollouts_last"))):
+        for key in keys if name in names_of(objective.filters) else ():
+            _require(f"objective.{key}", getattr(objective, key), getattr(objective, key) <= group, at_most)
     if run.geometry.feature == "per_rollout":
         divides("salt.subset_microbatch", run.geometry.subset_microbatch, per_minibatch, run.minibatch_rows)
     shards = run.mesh.data * run.mesh.fsdp

@@ -132,7 +132,7 @@ def train_with_rollouts(session: Session, checkpoints: Checkpoints, params: Any,
     total_updates = run.steps * run.learner.minibatches * run.learner.epochs
     optimizer = make_optimizer(run.optimizer, total_updates)
     state = init_state(
-        params, optimizer, key, keep_reference=run.objective.kl_coef > 0, sketch_basis=first_basis(run)
+        params, optimizer, key, keep_reference=run.objective.needs_reference, sketch_basis=first_basis(run)
     )
     state = place(state, session.mesh)
     source, skipped = setup.prompts_of(run, task, "train")

@@ -128,6 +128,8 @@ def observe_and_reweight(
     key: Array,
     entropy: Any,
     layout: Layout | None = None,
+    *,
+    rates: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Metrics of a minibatch's geometry, and SALT's advantages in place of a where it is enabled.
 
@@ -139,11 +141,13 @@ def observe_and_reweight(
       key: for the variants that draw.
       entropy: (now, least, greatest) mean token entropy, nats, for variant 'entropy_alpha'.
       layout: a mesh on which every device does all of this: m x m numbers are not worth a message.
+      rates: (m,) success rates of the groups, for variant 'scaled'; None: those of ``rollouts``.
 
     Returns:
       (m,) advantages for the loss, constants; and scalars: ``geometry/*`` of a, ``salt/*`` where enabled.
     """
-    rates = success_rates(rollouts, run.rollouts.rollouts_per_prompt)
+    if rates is None:
+        rates = success_rates(rollouts, run.rollouts.rollouts_per_prompt)
     seen = jax.lax.stop_gradient((gram, advantages, rollouts.valid & rollouts.rewarded, rates, key, entropy))
     part = functools.partial(_observe_and_reweight, run)
     # By hand: the compiler would split the eigenvalue problem, and exchange bits of it in every round.

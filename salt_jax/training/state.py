@@ -25,7 +25,7 @@ class TrainState:
       step: scalar int32, rollout batches (or warm-start batches) consumed.
       params: nested dict of float32 arrays.
       opt_state: the optimizer's.
-      ref_params: the policy at the start, for KL to it; None when config.objective.kl_coef is 0.
+      ref_params: the policy at the start, for KL to it; None where the objective needs no reference.
       entropy_range: (2,) float32 nats, least and greatest mean token entropy seen (variant 'entropy_alpha').
       consumed_prompts: scalar int32.
       key: (2,) uint32, key data; what a step draws comes from this key folded with the step.

@@ -16,24 +16,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
 from optax import microbatching
 
 from salt_jax.geometry import Sketch, orthonormal
 from salt_jax.layout import Layout
-from salt_jax.objective import Signals, TokenChoices, choose_tokens, estimate, rollout_advantages
 from salt_jax.objective.losses import LossMetrics, finalize
 from salt_jax.objective.objective import loss as policy_objective
 from salt_jax.policy.logprobs import CompletionScores
 from salt_jax.rollout import RolloutBatch, bundle, unbundle
 from salt_jax.training.harvest import SUM, bundle_size, harvest, scores_of, split_minibatches
-from salt_jax.training.reweighting import mini_batch_gram, observe_and_reweight, sketch_of
+from salt_jax.training.keys import salt_key, sampling_key, sketch_key, token_key
+from salt_jax.training.reweighting import sketch_of
 from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
 from salt_jax.training.state import TrainState, vocabulary
 from salt_jax.training.step_metrics import average, reward_metrics, track_entropy
+from salt_jax.training.weighing import Batch, needs_choices, needs_kept_mass, weigh, with_advantages
+
+__all__ = [
+    "accumulated_grads", "apply", "jit_train_step", "salt_key", "sampling_key", "single_shot", "sketch_key",
+    "split_minibatches", "train_step",
+]  # fmt: skip
 
 Array = jax.Array
 HIDDEN_FEATURES = ("lm_head", "taken_token")  # the geometry is made from hidden states
@@ -43,27 +48,6 @@ MAXIMUM = microbatching.Accumulator(
     finalize=lambda carry: carry,
     aggregate=lambda values: jax.tree.map(jnp.max, values),
 )
-
-
-@struct.dataclass
-class Batch:
-    """Rollouts with what the loss needs besides; None where the loss itself finds it.
-
-    Attributes:
-      rollouts: N rollouts; those that a filter drops are not ``valid``.
-      advantages: (N,) or (N, T), already reweighted where the geometry was harvested; None before they are made.
-      old_log_probs: (N, T) nats, or None: those of the loss's own forward pass.
-      ref_log_probs: (N, T) nats, or None without a reference.
-      choices: what was decided token by token.
-      silent: (N,) bool, rows that push nothing by an advantage: SALT does not see them.
-    """
-
-    rollouts: RolloutBatch
-    advantages: Array | None = None
-    old_log_probs: Array | None = None
-    ref_log_probs: Array | None = None
-    choices: TokenChoices = TokenChoices()
-    silent: Array | None = None
 
 
 def train_step(
@@ -216,86 +200,6 @@ def accumulated_grads(
     return jax.tree.map(lambda g: g / scale, grads), finalize(LossMetrics(total, maxima))
 
 
-def with_advantages(
-    state: TrainState, batch: Batch, run: RunConfig, scores: CompletionScores | None
-) -> tuple[Batch, dict[str, Array]]:
-    """Advantages of a whole rollout batch; rows that a filter drops are no longer valid."""
-    signals = signals_of(run, state, batch, scores, estimate_key(state))
-    made = estimate(signals, run.rollouts.rollouts_per_prompt, run.objective)
-    rollouts = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & made.kept)
-    batch = dataclasses.replace(batch, rollouts=rollouts, advantages=made.advantages, silent=made.silent)
-    return batch, made.metrics
-
-
-def signals_of(
-    run: RunConfig, state: TrainState, batch: Batch, scores: CompletionScores | None, key: Array
-) -> Signals:
-    """What estimators and token choices may look at."""
-    return Signals(
-        batch.rollouts,
-        log_probs=None if scores is None else scores.log_probs,
-        ref_log_probs=batch.ref_log_probs,
-        entropy=None if scores is None else scores.entropy,
-        log_proxy=None if scores is None else scores.log_proxy,
-        key=key,
-        progress=state.step / max(run.steps, 1),
-    )
-
-
-def weigh(
-    run: RunConfig,
-    policy: Any,
-    state: TrainState,
-    batch: Batch,
-    scores: CompletionScores | None,
-    keys: Array,
-    entropy: Any,
-    layout: Layout | None,
-) -> tuple[Batch, dict[str, Array]]:
-    """SALT's advantages in place of a minibatch's own where it is on, then what is decided token by token.
-
-    Args:
-      run: the checked configuration.
-      policy: static part of the model.
-      state: parameters are used, for feature 'per_rollout' and the output projection; constants.
-      batch: one minibatch.
-      scores: what a forward pass said of it.
-      keys: (2,) of SALT and of the token choices.
-      entropy: (now, least, greatest) mean token entropy; None without geometry.
-      layout: where things lie on a mesh.
-
-    Returns:
-      The batch with its final advantages and choices; metrics of the geometry.
-    """
-    seen: dict[str, Array] = {}
-    own, silent = batch.advantages, batch.silent
-    assert own is not None  # with_advantages has been there
-    assert silent is not None
-    if entropy is not None and scores is not None:
-        gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
-        flat = rollout_advantages(own, batch.rollouts.loss_mask)
-        heard = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & ~silent)
-        new, seen = observe_and_reweight(run, gram, flat, heard, keys[0], entropy, layout)
-        if run.geometry.enabled:
-            seen["salt/collapsed"] = jnp.asarray(float(own.ndim == 2))  # one advantage a token became one a rollout
-            batch, own = dataclasses.replace(batch, advantages=new), new
-    if needs_choices(run, batch.rollouts):
-        signals = signals_of(run, state, batch, scores, keys[1])
-        choices = choose_tokens(signals, own, run.rollouts.rollouts_per_prompt, run.objective)
-        batch = dataclasses.replace(batch, choices=choices)
-    return batch, seen
-
-
-def needs_choices(run: RunConfig, rollouts: RolloutBatch) -> bool:
-    """Whether anything is decided token by token."""
-    return run.objective.chooses_tokens or "demonstration" in rollouts.extra
-
-
-def needs_kept_mass(run: RunConfig) -> bool:
-    """Whether the loss itself takes the probability of the likely tokens, with its gradient (Lp-Reg's paper form)."""
-    return run.objective.surrogate == "lp_reg" and run.objective.lp_reg_form == "paper"
-
-
 def _loss(run: RunConfig, batch: Batch, scores: CompletionScores) -> tuple[Array, Array, LossMetrics]:
     rollouts, mask = batch.rollouts, batch.rollouts.loss_mask
     old = batch.old_log_probs
@@ -345,31 +249,6 @@ def finish(state: TrainState, run: RunConfig) -> TrainState:
     """Advances the counters."""
     consumed = state.consumed_prompts + run.rollouts.prompts_per_step
     return dataclasses.replace(state, step=state.step + 1, consumed_prompts=consumed)
-
-
-def salt_key(state: TrainState) -> Array:
-    """What SALT's random variants draw from in this step; the sampler uses stream 0."""
-    return jax.random.fold_in(state.step_key(), 1)
-
-
-def sketch_key(state: TrainState) -> Array:
-    """What the random projection of this step's sketch is made from."""
-    return jax.random.fold_in(state.step_key(), 2)
-
-
-def estimate_key(state: TrainState) -> Array:
-    """What filters and estimators draw from in this step."""
-    return jax.random.fold_in(state.step_key(), 3)
-
-
-def token_key(state: TrainState) -> Array:
-    """What token choices draw from in this step."""
-    return jax.random.fold_in(state.step_key(), 4)
-
-
-def sampling_key(state: TrainState) -> Array:
-    """What the sampler draws from in this step."""
-    return jax.random.fold_in(state.step_key(), 0)
 
 
 def jit_train_step(

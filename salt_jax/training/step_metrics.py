@@ -35,6 +35,8 @@ def reward_metrics(
 def track_entropy(entropy: Array, rollouts: RolloutBatch, seen: Array) -> tuple[Array, Array]:
     """Mean token entropy of the batch, nats, and the running (least, greatest) with it included."""
     mask = rollouts.loss_mask
+    if "demonstration" in rollouts.extra:
+        mask = mask & ~rollouts.extra["demonstration"][:, None]
     now = jnp.sum(jnp.where(mask, entropy, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
     return now, jnp.stack([jnp.minimum(seen[0], now), jnp.maximum(seen[1], now)])
 

@@ -32,6 +32,7 @@ def test_growth_has_slopes_a_plot_and_json(tmp_path: Path, capsys: pytest.Captur
     assert "slope of time" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_what_one_device_gives():
     for split in scaling.SPLITS:
         found = scaling.forced(2, [*TINY, f"--split={split}"])

@@ -76,7 +76,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("overrides", "words"), REFUSED)
+# Each starts Python and JAX, five seconds; what is refused, and how it is worded, test_config.py holds in one process.
+QUICK = {"unknown-key", "prompt-too-long", "devices", "subset", "stray-argument"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [case if case.id in QUICK else pytest.param(*case.values, marks=pytest.mark.slow, id=case.id) for case in REFUSED],
+)
 def test_bad_input(overrides, words, subprocess_env, tmp_path):
     folder = tmp_path / "run"
     assert_refused(launch(subprocess_env, SMALL, f"--workdir={folder}", *overrides), *words)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from configs import methods as forms
 from experiments import methods
+from salt_jax.training import loop
 from salt_jax.training.collect import COLLECTORS
 from salt_jax.training.config import parse
 from tests.house import REPOSITORY
@@ -35,3 +39,20 @@ def test_every_form_is_a_configuration_that_may_run(name, size):
 def test_a_form_that_does_not_exist():
     with pytest.raises(ValueError, match=r"configs/methods.py:ppo is unknown; allowed: grpo, "):
         forms.get_config("ppo")
+
+
+def quick(name: str):
+    """Two steps of a form, from a short warm start."""
+    c = forms.get_config(f"{name}-small")
+    c.steps, c.warm_start.steps, c.evaluation.problems, c.evaluation.batch_size = 2, 20, 8, 8
+    c.collection.on_exhausted = "train" if c.collection.method == "dynamic" else c.collection.on_exhausted
+    return c
+
+
+@pytest.mark.usefixtures("shared_compilations")
+@pytest.mark.parametrize(
+    "name", [name if name == "copg" else pytest.param(name, marks=pytest.mark.slow) for name in forms.METHODS]
+)
+def test_a_form_runs(name, tmp_path):
+    summary = loop.train(quick(name), tmp_path / "run", Console(file=io.StringIO(), width=200))
+    assert summary["steps"] == 2

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salt_jax.graders import Grader, GraderError, GraderPool, mathematics
+from salt_jax.graders import Grader, GraderError, GraderPool, Verdict, mathematics
 
 pytest.importorskip("math_verify")
 math_equal = mathematics.math_equal
@@ -61,7 +61,7 @@ def test_answers(completion, reference, reward, answer):
 
 @pytest.mark.parametrize("completion", ["", "I do not know.", r"\boxed{}", "\ud800\0", r"\boxed{"])
 def test_no_answer_is_no_reward_and_no_vote(completion):
-    assert math_equal(completion, "42") == (0.0, None)
+    assert math_equal(completion, "42") == Verdict(0.0, None)
 
 
 @pytest.mark.parametrize("reference", ["", "  ", r"\begin{weird", "$$"])
@@ -79,9 +79,9 @@ def test_the_references_form_decides():
 
 
 def test_boxed_only():
-    assert math_equal("The answer is 42.", "42", boxed_only=True) == (0.0, None)
-    assert math_equal(r"41, so \boxed{42}", "42", boxed_only=True) == (1.0, "42")
-    assert math_equal(r"\boxed{42", "42", boxed_only=True) == (0.0, None)
+    assert math_equal("The answer is 42.", "42", boxed_only=True) == Verdict(0.0, None)
+    assert math_equal(r"41, so \boxed{42}", "42", boxed_only=True) == Verdict(1.0, "42")
+    assert math_equal(r"\boxed{42", "42", boxed_only=True) == Verdict(0.0, None)
 
 
 def test_last_number_takes_what_is_wrong():
@@ -106,7 +106,7 @@ def test_equal_fractions_are_one_answer(numerator, denominator):
     """Against Python's own fractions."""
     value = Fraction(numerator, denominator)
     written = math_equal(rf"\boxed{{\frac{{{numerator}}}{{{denominator}}}}}", f"{value.numerator}/{value.denominator}")
-    assert written == (1.0, str(value))
+    assert written == Verdict(1.0, str(value))
     other = value + Fraction(1, 7)
     assert math_equal(rf"\boxed{{{numerator}/{denominator}}}", f"{other.numerator}/{other.denominator}").reward == 0
 

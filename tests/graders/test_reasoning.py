@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from salt_jax.graders import Grader, GraderError, GraderPool
+from salt_jax.graders import Grader, GraderError, GraderPool, Verdict
 from salt_jax.graders.reasoning import TUPLES, score_answer
 
 with warnings.catch_warnings():
@@ -43,7 +43,8 @@ def test_scores_survive_json(name):
             answer = json.dumps(entry["metadata"]["possible_answer"])
         right = dataset.score_answer(answer, entry)
         assert right == 1.0
-        assert score_answer(f"So <answer>{answer}</answer>", as_reference(name, entry)) == (right, answer.strip())
+        found = score_answer(f"So <answer>{answer}</answer>", as_reference(name, entry))
+        assert found == Verdict(right, answer.strip())
         wrong = dataset.score_answer("wrong 17", entry)
         assert wrong < 1.0
         assert score_answer("<answer>wrong 17</answer>", as_reference(name, entry)).reward == wrong
@@ -59,8 +60,8 @@ def test_where_the_answer_stands():
         "text": f" {answer}\n",
     }
     for extract, text in texts.items():
-        assert score_answer(text, reference, extract=extract) == (1.0, answer)
-    assert score_answer(answer, reference) == (0.0, None)
+        assert score_answer(text, reference, extract=extract) == Verdict(1.0, answer)
+    assert score_answer(answer, reference) == Verdict(0.0, None)
     with pytest.raises(GraderError, match="'box' is unknown; allowed: tag, boxed, last_line, last_number, text"):
         score_answer(answer, reference, extract="box")
 

@@ -148,3 +148,9 @@ def test_bad_input_is_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scores", [[[1.0, -1.0], [1.0, 0.0]], [[1.0, 1.5], [1.0, 0.0]], [[-1.0, -1.0], [1.0, 0.0]]])
+def test_scores_outside_the_unit_interval_are_not_hidden(scores):
+    advantages = np.asarray(bnpo_advantages(jnp.array(scores)))
+    assert np.isnan(advantages[0]).all()

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from salt_jax.objective import AGGREGATIONS, ESTIMATORS, FILTERS, SURROGATES, ObjectiveConfig
-from salt_jax.objective.composition import ALWAYS, SURROGATE_FIELDS, readers
+from salt_jax.objective.composition import ALWAYS, SURROGATE_FIELDS, UNDER, readers
 from salt_jax.objective.token_choices import CHOSEN
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(ObjectiveConfig)}
@@ -16,7 +16,8 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(ObjectiveC
 OTHERS = {
     "gtpo_penalize_degenerate": False, "darling_form": "add", "darling_lambda_reward": 2.0,
     "darling_lambda_diversity": 2.0, "darling_partition_correct": True,
-    "singleton": "reward", "gamma": 0.9, "whiten_variance": "biased", "gtpo_gamma": 0.2, "gtpo_threshold": 1.0,
+    "ddof": 0, "eps": 1e-4, "clip_low": 0.1, "clip_high": 0.3, "singleton": "reward", "gamma": 0.9,
+    "whiten_variance": "biased", "gtpo_gamma": 0.2, "gtpo_threshold": 1.0,
     "opmd_baseline": "log_mean_exp", "tau": 0.5, "asymre_shift": -0.2, "darling_floor": 0.1, "darling_add_bias": True,
     "copg_beta": 0.1, "rank_reward": "dcg", "rank_gamma": 3.0, "pods_keep": 2, "d3s_rollouts_first": 2,
     "d3s_rollouts_last": 3, "d3s_batch": 0.5, "gtpo_form": "release",
@@ -43,7 +44,17 @@ def test_an_option_that_nothing_reads_is_refused_and_one_that_something_reads_is
         ObjectiveConfig(**{"estimator": "raft", "surrogate": "reinforce", field: OTHERS[field]})  # they read nothing
     assert "\n" not in str(error.value)
     for stage, method in {(stage, method) for name, stage, method in readers() if name == field}:
-        kept = ObjectiveConfig(**{field: OTHERS[field], stage: method})
+        settings = {field: OTHERS[field], stage: method}
+        if field in UNDER:
+            parent, values = UNDER[field]
+            with pytest.raises(ValueError, match=f"^{field} = .* has no effect here; it belongs to {parent} = "):
+                ObjectiveConfig(**settings)
+            settings |= {parent: values[0]}
+        if field == "tau" and stage == "estimator":
+            with pytest.raises(ValueError, match=r"^tau = 0.5 has no effect here"):
+                ObjectiveConfig(**settings)
+            settings |= {"opmd_baseline": "log_mean_exp"}
+        kept = ObjectiveConfig(**settings)
         assert getattr(kept, field) == OTHERS[field]
 
 
@@ -72,6 +83,8 @@ def test_an_option_that_nothing_reads_is_refused_and_one_that_something_reads_is
         ({"gamma": float("nan")}, "gamma = nan is not allowed"),
         ({"importance": "token", "importance_low": 3.0}, "importance_low = 3.0 is not allowed"),
         ({"surrogate": "clip_cov", "clip_cov_low": 9.0}, "clip_cov_high = 5.0 is not allowed"),
+        ({"estimator": "bnpo", "overlong_buffer": 1, "max_length": 4}, "overlong_buffer = 1 changes the reward, "),
+        ({"estimator": "given_baseline", "kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.1}, "kl_in = 'reward' "),
         ({"dual_clip": 1.0}, "dual_clip = 1.0 is not allowed"),
         ({"surrogate": "macro_sum", "macro_length": 0}, "macro_length = 0 is not allowed"),
     ],

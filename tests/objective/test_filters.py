@@ -21,6 +21,7 @@ from salt_jax.objective.filters import (
     pods,
     positive_only,
     red_drop,
+    whole_part,
 )
 from tests.objective.golden_methods import PRECISIONS, assert_close, case, evaluate
 from tests.reference import advantages_family as reference
@@ -267,3 +268,19 @@ def test_bad_input_is_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(jnp.ones((2, 2)))
     assert "\n" not in str(error.value)
+
+
+# --- rounding ---
+
+
+def test_a_schedule_that_does_not_move_is_constant_and_ends_where_it_says():
+    for kept in (5, 7):
+        steps = jnp.arange(1200) / 1199
+        np.testing.assert_array_equal(whole_part(d3s_schedule(steps, kept, kept)), kept)
+    assert whole_part(d3s_schedule(jnp.array([0.0, 1.0]), 4, 8)).tolist() == [4, 8]
+
+
+def test_a_share_of_a_count_is_not_lost_to_rounding():
+    for tenths, rollouts, groups in itertools.product(range(1, 11), range(1, 9), (3, 7, 10, 30)):
+        share = whole_part(jnp.float32(tenths / 10) * rollouts * groups)
+        assert int(share) == tenths * rollouts * groups // 10

@@ -233,6 +233,68 @@ def test_gtpo_of_the_release_divides_by_conflicts_and_sums_over_a_group():
     np.testing.assert_allclose(release, [[6, 3], [0, 3], [3, 3]])
 
 
+def test_conflicts_take_their_signs_from_rewards_also_of_rows_that_entropy_drops():
+    """The only positive row is above the threshold: it is dropped, and still defines conflicts (GTPO's release)."""
+    rollouts = example_rollouts(
+        [1.0, 0.0, 0.0], tokens=[[5, 7, 8, 9], [5, 7, 3, 3], [4, 6, 9, 9]], lengths=[4, 3, 3]
+    )
+    entropy = jnp.array([0.75, 0.2, 0.3])[:, None] * jnp.ones((3, 4))
+    config = ObjectiveConfig(estimator="gtpo", tokens="conflict")
+    signals = Signals(rollouts, entropy=entropy)
+    made = estimate(signals, 3, config)
+    np.testing.assert_allclose(made.signs, [2 / 3, -1 / 3, -1 / 3], rtol=1e-6)
+    assert float(made.advantages[0]) == 0
+    assert np.asarray(made.silent).tolist() == [True, False, False]  # else SALT would push it
+    weights = choose_tokens(dataclasses.replace(signals, signs=made.signs), made.advantages, 3, config).weights
+    np.testing.assert_allclose(weights, [[2, 2, 1, 2], [0, 0, 1, 0], [1, 1, 0, 0]])
+
+
+def test_a_penalty_does_not_pass_for_a_signal():
+    rollouts = example_rollouts([1.0, 1.0, 1.0, 0.0], tokens=np.full((4, 4), 3), lengths=[4, 1, 4, 1])
+    config = ObjectiveConfig(filters="informative", overlong_buffer=2, max_length=4)
+    assert np.asarray(estimate(Signals(rollouts), 2, config).kept).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("filters", ["pods,red_drop", "red_drop,pods", "red_drop,not_truncated"])
+def test_rows_of_the_denominator_stay_there_whatever_filter_comes_next(filters):
+    options = {"pods_keep": 4} if "pods" in filters else {}
+    made = estimate(signals_of([[1.0, 0, 0, 0]]), 4, ObjectiveConfig(filters=filters, **options))
+    assert np.asarray(made.kept).all()
+    assert int(np.asarray(made.silent).sum()) == 2
+
+
+@pytest.mark.parametrize(
+    "aggregation", ["token_mean", "seq_mean_token_mean", "seq_mean_token_sum", "dr_grpo", "token_sum_norm"]
+)
+def test_demonstrations_alone_teach_their_mean(aggregation):
+    """Every prompt of the minibatch failed: there is no rollout, and no denominator of theirs."""
+    signals = signals_of(np.zeros((1, 4)))
+    shown = jnp.array([True, False, False, False])
+    rollouts = signals.rollouts.replace(extra={"demonstration": shown}, valid=shown)
+    signals = dataclasses.replace(signals, rollouts=rollouts)
+    config = ObjectiveConfig(estimator="dr_grpo", surrogate="on_policy", aggregation=aggregation, max_length=T)
+    made = estimate(signals, 4, config)
+    choices = choose_tokens(signals, made.advantages, 4, config)
+    total, denominator, _ = loss(
+        signals.log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config, choices=choices,
+        valid=rollouts.valid & rollouts.rewarded, demonstration=shown,
+    )
+    mask = np.asarray(rollouts.completion_mask)[0]
+    expected = -np.asarray(signals.log_probs)[0][mask].mean()
+    assert float(total / jnp.maximum(denominator, 1)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_injected_rollouts_are_not_weighed_back():
+    signals = signals_of([[1.0, 0.0, 0.0, 0.0]])
+    injected = jnp.array([True, False, False, False])
+    rollouts = signals.rollouts.replace(extra={"injected": injected}, sampler_log_probs=signals.log_probs - 0.5)
+    signals = dataclasses.replace(signals, rollouts=rollouts)
+    weights = np.asarray(choose_tokens(signals, jnp.ones(4), 4, ObjectiveConfig(importance="token")).weights)
+    mask = np.asarray(rollouts.completion_mask)
+    np.testing.assert_array_equal(weights[0][mask[0]], 1)
+    np.testing.assert_allclose(weights[1:][mask[1:]], np.exp(0.5), rtol=1e-6)
+
+
 def test_weights_multiply_and_injected_rollouts_have_advantage_one():
     signals = signals_of([[1.0, 0.0, 1.0, 1.0]])
     extra = {"weight": jnp.array([2.0, 2, 1, 1]), "injected": jnp.array([False, False, True, False])}

@@ -415,3 +415,17 @@ def test_opmd_loss_scale_golden(golden, precision):
     log_probs = np.array([[-1.0], [-3.0]])
     gradient = evaluate(jax.grad(loss), log_probs, outputs["adv_mean"], precision=precision)
     assert_close(gradient[:, 0], -outputs["loss_scale"] * np.array(outputs["adv_mean"]), precision)
+
+
+def test_no_sequence_ratio_has_a_gradient_at_its_limit():
+    """log s = 12 is past the limit of 10: both forms of GSPO are constants there, and agree."""
+    mask = jnp.ones((1, 2), bool)
+    for name in ("gspo", "gspo_token"):
+        def total(log_probs, name=name):
+            return policy_loss(
+                log_probs, jnp.zeros((1, 2)), jnp.array([-1.0]), mask, surrogate=name, clip_high=1e9
+            )[0]
+
+        value, gradient = jax.value_and_grad(total)(jnp.full((1, 2), 12.0))
+        assert float(value) == pytest.approx(2 * np.exp(10.0), rel=1e-6)
+        np.testing.assert_array_equal(gradient, 0)

@@ -147,7 +147,10 @@ def test_blocks_pad_to_128_and_divide():
 
 @pytest.mark.mesh
 @fused
-@pytest.mark.parametrize(("group", "shape"), [(2, (2, 2, 2)), (1, (8, 1, 1)), (3, (4, 1, 2))])
+@pytest.mark.parametrize(
+    ("group", "shape"),
+    [(2, (2, 2, 2)), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, (8, 1, 1)), (3, (4, 1, 2))))],
+)
 def test_on_a_mesh(name, group, shape):
     """Four prompts on four or eight devices; the eight do not divide them."""
     mesh = make_mesh(*shape)

@@ -69,6 +69,7 @@ def logit_errors():
     return np.max(carried + np.abs(rounded) @ np.abs(head) * HALF_ULP, axis=-1) / TEMPERATURE
 
 
+@pytest.mark.slow
 def test_hidden_states():
     exact, rounded = (scores_and_gradient(c)[0].hidden for c in (EXACT, ROUNDED))
     assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.bfloat16)

@@ -152,6 +152,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(finished, model, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.slow
 def test_waves_and_long_prompts(model, tmp_path):
     """Small waves change no rollout; a prompt over the limit is skipped and counted."""
     options = dict(sampling__max_prompt_length=9, sampling__on_long_prompt="skip", steps=1)
@@ -167,6 +168,7 @@ def test_waves_and_long_prompts(model, tmp_path):
     assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_grader_that_hangs_costs_its_deadline_and_its_rewards(model, tmp_path):
     path = rows(tmp_path, "hang.jsonl", hang=True)
     c = config(model, tmp_path, train=path, steps=2, grading__deadline=0.5, grading__workers=4)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from salt_jax.objective import ESTIMATORS, ObjectiveConfig
 from salt_jax.tasks import Source, Tokenizer
 from salt_jax.training.collect import COLLECTORS
 from salt_jax.training.collect.collection import distinct_prompts
@@ -109,14 +110,18 @@ def _check_estimator(run: RunConfig) -> None:
     if allowed and estimator not in allowed:
         needs = f"config.objective.estimator = {' or '.join(map(repr, allowed))}, not {estimator!r}"
         raise ConfigError(f"config.collection.method = {name!r} needs {needs}")
+    if run.objective.demonstration_coef != ObjectiveConfig.demonstration_coef and name != "hpt":
+        given = f"config.objective.demonstration_coef = {run.objective.demonstration_coef!r} has no effect here"
+        raise ConfigError(f"{given}; it belongs to config.collection.method = 'hpt'")
     if estimator == "given_baseline" and not allowed:
         givers = [repr(key) for key, method in COLLECTORS.items() if estimator in method.estimators]
         needs = f"config.objective.estimator = {estimator!r} needs config.collection.method = {' or '.join(givers)}"
         raise ConfigError(f"{needs}, not {name!r}")
-    wanted = {"darling": ("clusters", "'text', 'answer' or a function"), "rank_grpo": ("segments", "'newline'")}
-    if estimator in wanted and not getattr(run.collection, wanted[estimator][0]):
-        key, values = wanted[estimator]
-        raise ConfigError(f"config.objective.estimator = {estimator!r} needs config.collection.{key} = {values}")
+    wanted = {"clusters": "'text', 'answer' or a function", "segments": "'newline'"}
+    for key in ESTIMATORS[estimator].extra:
+        if key in wanted and not getattr(run.collection, key):
+            needs = f"config.objective.estimator = {estimator!r} needs config.collection.{key}"
+            raise ConfigError(f"{needs} = {wanted[key]}")
 
 
 def _check_counts(run: RunConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from salt_jax.objective.hpt import hpt_gate, success_rate
 from salt_jax.rollout import RolloutBatch
 from salt_jax.training.collect.groups import Groups
 from salt_jax.training.collect.turn import Memory, Turn
@@ -20,10 +21,10 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     """Extra: 'demonstration'; such a row has reward 1 and no sampler's log-probs."""
     batch = next(data)
     groups = turn.groups(batch, draw=0)
-    graded = groups.rewarded.sum(axis=1)
-    success = np.where(groups.rewarded, groups.rewards, 0.0).astype(np.float64).sum(axis=1) / np.maximum(graded, 1)
-    fails = (graded > 0) & (success <= turn.settings.hpt_gate)
-    turn.note(demonstrations=float(fails.mean()), success=float(success.mean()))
+    success = np.asarray(success_rate(groups.rewards, groups.rewarded))  # NaN where nothing was graded
+    fails = np.asarray(hpt_gate(success, turn.settings.hpt_gate)[1])
+    known = success[~np.isnan(success)]
+    turn.note(demonstrations=float(fails.mean()), success=float(known.mean()) if known.size else 0.0)
     demonstration = np.zeros(groups.rewards.shape, bool)
     demonstration[fails, 0] = True
     texts = np.array([turn.engine.task.tokenizer.decode(row[mask].tolist()) for row, mask in zip(

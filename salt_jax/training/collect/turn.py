@@ -240,7 +240,8 @@ class Turn:
             self.run.collection, self.engine.task.tokenizer, self.group_size, flat.texts, flat.answers,
             flat.components, flat.samples,
         )
-        self.by_source(groups.ids.tolist(), flat.rewards, flat.rewarded & flat.valid)
+        own = flat.rewarded & flat.valid & ~entries.get("demonstration", np.zeros_like(flat.valid))
+        self.by_source(groups.ids.tolist(), flat.rewards, own)
         return self.engine.assembler(groups.size)(
             groups.prompts, groups.prompt_mask, flat.samples, flat.rewards, flat.rewarded, trimmed, flat.valid, entries
         )
