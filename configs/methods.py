@@ -4,7 +4,7 @@
     python -m experiments.train --config=configs/methods.py:gspo --workdir=runs/gspo --config.salt.enabled=False
 
 A form is what its paper names (docs/methods.md has formulas, sources and what is unconfirmed), at the size of
-configs/arithmetic.py: a few minutes on two cores each. Rates, batch sizes and lengths are that configuration's, not
+configs/arithmetic.py. Rates, batch sizes and lengths are that configuration's, not
 the papers'. Rank-GRPO has no form here: its completions are lists. To compare runs from the same policy, start both
 from one: ``--config.init_from=runs/…``.
 """
@@ -114,7 +114,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def get_config(form: str = "grpo") -> config_dict.ConfigDict:
-    """configs/arithmetic.py with one method of ``METHODS``; ``METHOD-small`` takes a minute; ``small`` is GRPO's."""
+    """configs/arithmetic.py with one method of ``METHODS``; ``METHOD-small`` in its small form; ``small``: GRPO's."""
     method = form.removesuffix("-small") if form != "small" else "grpo"
     if method not in METHODS:
         raise ValueError(f"configs/methods.py:{form} is unknown; allowed: {', '.join(METHODS)}, each also with -small")

@@ -26,6 +26,8 @@ from salt_jax.objective import (
 )
 from salt_jax.objective.composition import readers
 from salt_jax.objective.importance import MODES
+from salt_jax.training.collect import COLLECTORS
+from salt_jax.training.settings import CollectionConfig
 
 WRITE = flags.DEFINE_string("write", None, "the page to write; prints it where absent")
 
@@ -190,9 +192,11 @@ SECTIONS = (
 
 def rows(stage: str, table: dict[str, Entry]) -> Iterator[str]:
     """Lines of one stage's table."""
-    defaults = {field.name: field.default for field in dataclasses.fields(ObjectiveConfig)}
+    fields = (*dataclasses.fields(ObjectiveConfig), *dataclasses.fields(CollectionConfig))
+    defaults = {field.name: field.default for field in fields}
     read: dict[str, list[str]] = {}
-    for field, where, method in readers():
+    of_collectors = ((field, "collection", name) for name, method in COLLECTORS.items() for field in method.options)
+    for field, where, method in (*readers(), *of_collectors):
         if where == stage:
             read.setdefault(method, []).append(f"{field} = {short(defaults[field])}")
     yield "| name | formula | options and defaults | source | official code | with SALT |"
@@ -245,7 +249,7 @@ surrogate is a sum over rows, so that microbatches change nothing. An option tha
 *paper*: from the text alone; *secondary source*, *unconfirmed*, *derived here*: as they say."""
 FORMS_INTRODUCTION = """\
 `python -m experiments.train --config=configs/methods.py:FORM --workdir=DIR` runs one on two-digit sums, with SALT;
-`--config.salt.enabled=False` without. `FORM-small` is a run of a minute."""
+`--config.salt.enabled=False` without. `FORM-small` is the same path with a small policy, in little time."""
 ARRAYS_ONLY = """\
 Functions on arrays without a place in a configuration: the unified estimator and HPT's whole loss
 (`objective.hpt`), CoPG's and GTPO's whole losses, Rank-GRPO's length shaping and its paper's mean over ranks
@@ -264,6 +268,7 @@ CLOSING = """\
 | `estimator = copg` with `kl_coef` | KL would count twice |
 | `aggregation = token_sum_norm` with several microbatches | its denominator is one constant, and does not add up |
 | an option that no chosen method reads | it would do nothing |
+| `overlong_buffer`, `kl_in = reward` with `bnpo`, `rank_grpo`, `given_baseline` | they take the grader's reward |
 | `collection.method` that gives baselines, with an estimator that ignores them | they would do nothing |
 
 Groups without a signal, of a single rollout, without any graded rollout, and missing rewards: tables in the docstrings
