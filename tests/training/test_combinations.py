@@ -26,7 +26,7 @@ from salt_jax.objective.signals import OPTIONAL
 from salt_jax.policy.sampler import sample
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import prompt_batches
-from salt_jax.training import setup
+from salt_jax.training import setup, weighing
 from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
 from salt_jax.training.config import parse
@@ -158,8 +158,8 @@ def switched_step(policy: Any, salt: bool, per_token: bool) -> Any:
             return jax.lax.switch(surrogate, branches, arrays)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(step_lib, "estimate", estimate)
-            patch.setattr(step_lib, "choose_tokens", choose)
+            patch.setattr(weighing, "estimate", estimate)
+            patch.setattr(weighing, "choose_tokens", choose)
             patch.setattr(step_lib, "policy_objective", loss)
             run = the_run(salt, EVERYTHING)
             return step_lib.train_step(state, rollouts, run=run, policy=policy, optimizer=OPTIMIZER)
