@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, dict[str, Any]]] = {
     "dr_grpo": {"objective": {"estimator": "dr_grpo", "aggregation": "dr_grpo"}},
     "dapo": {
         "objective": {"clip_high": 0.28, "dual_clip": 10.0, "overlong_buffer": 1},
+        "sampling": {"max_new_tokens": 5},  # one more than the longest answer takes: none is penalised for its length
         "collection": {"method": "dynamic"},
     },
     "gspo": {

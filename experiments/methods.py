@@ -226,6 +226,7 @@ def page() -> str:
     for title, stage, table, _ in SECTIONS:
         lines += [f"## {title}: `objective.{stage}`", "", *rows(stage, table), ""]
     lines += ["## Where rollouts come from: `collection.method`", "", *rows("collection", COLLECTOR_ROWS), ""]
+    lines += [COLLECTION_METRICS, ""]
     lines += ["## Around the loss", "", *rows("other", REWARD_ROWS), "", ARRAYS_ONLY, ""]
     lines += ["## Ready-made forms", "", FORMS_INTRODUCTION, "", "| form | what it sets |", "| --- | --- |"]
     for name, sections in FORMS.items():
@@ -250,6 +251,11 @@ surrogate is a sum over rows, so that microbatches change nothing. An option tha
 FORMS_INTRODUCTION = """\
 `python -m experiments.train --config=configs/methods.py:FORM --workdir=DIR` runs one on two-digit sums, with SALT;
 `--config.salt.enabled=False` without. `FORM-small` is the same path with a small policy, in little time."""
+COLLECTION_METRICS = """\
+`reward`, `accuracy` and `groups_with_signal` in metrics.jsonl are of the batch that the update sees. Where a method
+selects it, `collection/reward_sampled` is the mean over all that the policy drew, which the plots show, and
+`collection/rollouts_sampled` what it cost. `collection.method = pods` samples more than the update takes;
+`objective.filters = pods` drops rows of a batch that has been paid for."""
 ARRAYS_ONLY = """\
 Functions on arrays without a place in a configuration: the unified estimator and HPT's whole loss
 (`objective.hpt`), CoPG's and GTPO's whole losses, Rank-GRPO's length shaping and its paper's mean over ranks
@@ -257,7 +263,7 @@ Functions on arrays without a place in a configuration: the unified estimator an
 (`objective.macro_actions`). Which prompts and how many rollouts: `salt_jax.allocation`. Which data:
 [selection.md](selection.md)."""
 CLOSING = """\
-## What is refused, and why
+## What a configuration refuses, and why
 
 | combination | reason |
 | --- | --- |

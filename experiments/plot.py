@@ -34,6 +34,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A4508B", "#4D4D4D", "#B8860B", "#3
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 INK, QUIET, GRID = "#222222", "#6B6B6B", "#E4E4E4"
 SILENT = "Steps at which all groups are unanimous (all advantages 0) have no $n_{eff}$, α and k and are left out."
+SAMPLED = "collection/reward_sampled"  # of all rollouts that the policy drew
 STYLE: Any = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.5, "text.color": INK,
     "axes.edgecolor": "#9A9A9A", "axes.labelcolor": INK, "axes.titlesize": 10.5, "axes.titlelocation": "left",
@@ -74,7 +75,9 @@ def reward_figure(runs: Sequence[Run]) -> Figure:
         left, right = figure.subplots(1, 2)
         figure.suptitle(_reward_headline(runs), x=0.01, ha="left", fontsize=12.5, fontweight="bold")
         for i, run in enumerate(runs):
-            _curve(left, i, run, "reward", width)
+            # Where rollouts are selected, the batch's own reward says nothing of the policy.
+            sampled = series(run.metrics, SAMPLED)[0].size
+            _curve(left, i, run, SAMPLED if sampled else "reward", width)
             steps, accuracy = series(run.evaluations, "accuracy")
             if steps.size:
                 right.plot(
@@ -84,7 +87,7 @@ def reward_figure(runs: Sequence[Run]) -> Figure:
                 low, high = (series(run.evaluations, f"accuracy_{end}")[1] for end in ("low", "high"))
                 if low.size == high.size == steps.size:
                     right.fill_between(steps, low, high, color=_colour(i), alpha=0.15, linewidth=0)
-        left.set_title("Training reward, mean of a step's rollouts")
+        left.set_title("Training reward, mean of a step's sampled rollouts")
         right.set_title(f"Held-out accuracy, {how_judged(runs)}")
         for axes, empty in ((left, "no training step yet"), (right, "no evaluation yet")):
             _finish(axes, runs, empty)

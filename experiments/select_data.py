@@ -82,9 +82,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             raise ConfigError(f"--{name}={getattr(flags, name)} is not allowed; allowed: integers >= {least}")
     if flags.pool and flags.k > flags.pool:
         raise ConfigError(f"--k={flags.k} is more than a pool has: --pool={flags.pool}")
-    if (flags.method in NEED_VALIDATION) != (flags.validation is not None):
-        needing = " and ".join(NEED_VALIDATION)
-        raise ConfigError(f"--validation is for {needing}, which need it; --method={flags.method}")
+    if flags.method in NEED_VALIDATION and flags.validation is None:
+        raise ConfigError(f"--method={flags.method} needs --validation=FILE")
+    _check_effect(parser, flags)
     if flags.method == "vendi" and flags.features:
         raise ConfigError("--method=vendi compares hidden states: --features is for the others; see --method=gvendi")
     try:
@@ -98,6 +98,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     jax.eval_shape(lambda: selection.spice(jnp.eye(1), 1, **settings))  # its own checks, nothing is compiled
     flags.features = "hidden" if flags.method == "vendi" else flags.features or FEATURES[0]
     return flags
+
+
+# flag -> the methods, or the features, that read it
+READERS = {
+    "validation": ("method", NEED_VALIDATION), "alpha": ("method", ("spice",)), "penalty": ("method", ("spice",)),
+    "omega": ("method", ("spice",)), "learning_rate": ("method", ("greats",)),
+    "subset": ("features", ("per_rollout",)),
+}  # fmt: skip
+
+
+def _check_effect(parser: argparse.ArgumentParser, flags: argparse.Namespace) -> None:
+    """A flag that nothing reads keeps its default."""
+    for name, (by, those) in READERS.items():
+        value = getattr(flags, name)
+        if value != parser.get_default(name) and getattr(flags, by) not in those:
+            readers = " or ".join(f"--{by}={one}" for one in those)
+            raise ConfigError(f"--{name}={value} has no effect here; it belongs to {readers}")
 
 
 def tokenizer_of(checkpoint: Any, chat: bool) -> Tokenizer:

@@ -173,7 +173,11 @@ def update_counts(
         raise ValueError(f"decay = {decay} is not allowed; allowed: numbers in [0, 1]")
     if len(np.unique(rows)) != rows.size:
         raise ValueError(f"rows = {rows.tolist()} names a prompt twice")
-    if ((k < 0) | (k > n)).any():
+    if not rows.shape == n.shape == k.shape or rows.ndim != 1:
+        raise ValueError(f"rows {rows.shape}, drawn {n.shape} and positive {k.shape} must have one shape (B,)")
+    if rows.size and not (0 <= rows.min() and rows.max() < counts.total.size):
+        raise ValueError(f"rows = {rows.tolist()} must be in [0, {counts.total.size})")
+    if not ((k >= 0) & (k <= n)).all():  # also of NaN
         raise ValueError(f"positive = {k.tolist()} must be between 0 and drawn = {n.tolist()}")
     total, hits = counts.total.copy(), counts.positive.copy()
     total[rows] = decay * total[rows] + n

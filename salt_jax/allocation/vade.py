@@ -120,7 +120,11 @@ def update(
             raise ValueError(f"{name} = {value} is not allowed; allowed: numbers in [0, 1]")
     if len(np.unique(selected)) != selected.size:
         raise ValueError(f"selected = {selected.tolist()} names a prompt twice")
-    if ((r < 0) | (r > g)).any():
+    if selected.shape != r.shape or r.ndim != 1:
+        raise ValueError(f"selected {selected.shape} and correct {r.shape} must have one shape (B,)")
+    if selected.size and not (0 <= selected.min() and selected.max() < state.alpha.size):
+        raise ValueError(f"selected = {selected.tolist()} must be in [0, {state.alpha.size})")
+    if not ((r >= 0) & (r <= g)).all():  # also of NaN
         raise ValueError(f"correct = {r.tolist()} must be between 0 and rollouts = {g.tolist()}")
     alpha, beta = decay_others * state.alpha, decay_others * state.beta
     alpha[selected] = decay_selected * state.alpha[selected] + r

@@ -202,6 +202,10 @@ ACCEPTS = {"given_baseline": ("weight",)}  # arrays it also reads
 WITH_SINGLETON = ("grpo", "dr_grpo", "rloo", "bnpo", "opmd", "asymre")  # those that read the option singleton
 
 
+# Estimators of salt_jax.objective.ESTIMATORS that are not functions of (B, G) rewards.
+MORE_THAN_REWARDS = ("reinforce_pp", "reinforce_pp_baseline", "gtpo", "copg", "rank_grpo")
+
+
 def check_advantage_options(estimator: str, ddof: int = 1, eps: float = 1e-6, **options: Any) -> None:
     """Raises a one-line ValueError that names the option and what it allows.
 
@@ -220,6 +224,10 @@ def check_advantage_options(estimator: str, ddof: int = 1, eps: float = 1e-6, **
       Traceback (most recent call last):
       ValueError: estimator = 'ppo' is unknown; allowed: grpo, dr_grpo, rloo, bnpo, opmd, asymre, raft, ...
     """
+    if estimator in MORE_THAN_REWARDS:
+        raise ValueError(
+            f"estimator = {estimator!r} looks at more than the rewards of a group: call salt_jax.objective.estimate"
+        )
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator = {estimator!r} is unknown; allowed: {', '.join(ESTIMATORS)}")
     checked = AdvantageOptions(ddof=ddof, eps=eps, **options)

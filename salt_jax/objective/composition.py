@@ -11,7 +11,7 @@ from salt_jax.objective.estimators import ESTIMATORS
 from salt_jax.objective.importance import MODES
 from salt_jax.objective.kl import check_loss_kl_estimator
 from salt_jax.objective.row_filters import FILTERS, names_of
-from salt_jax.objective.surrogates import SURROGATES, SurrogateOptions
+from salt_jax.objective.surrogates import ONE_RATIO, SURROGATES, SurrogateOptions
 from salt_jax.objective.token_choices import CHOSEN, TOKEN_FILTERS, TOKEN_WEIGHTS, TOKENS
 
 # Fields of the configuration that a surrogate reads, besides those of the tokens it chooses (``CHOSEN``).
@@ -34,8 +34,6 @@ SURROGATE_FIELDS: dict[str, tuple[str, ...]] = {
     "macro_mean": (*CLIPS, "macro_length"),
     "lp_reg": ("lp_reg_form", "lp_reg_proxy", "lp_reg_kappa", "lp_reg_beta", "lp_reg_cap"),
 }  # fmt: skip
-# One ratio for a whole rollout: an advantage a token would be multiplied with a ratio it has no part in.
-ONE_RATIO = ("gspo",)
 # Options that a method reads under another of its options alone: field -> (that one, its values).
 UNDER: dict[str, tuple[str, tuple[str, ...]]] = {
     "rec_temperature": ("rec_weight", ("advantage",)),
@@ -156,8 +154,8 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
                 f"aggregation = {field!r} needs max_length, the completion limit in tokens (an integer >= 1)"
             )
     if values["overlong_buffer"] and (limit is None or values["overlong_buffer"] > limit):
-        given = f"overlong_buffer = {values['overlong_buffer']}"
-        raise ValueError(f"{given} needs max_length, the completion limit in tokens, of at least as many")
+        given = f"overlong_buffer = {values['overlong_buffer']} needs max_length, the completion limit in tokens"
+        raise ValueError(f"{given} (config.sampling.max_new_tokens), of at least as many: it is {limit}")
 
 
 def _check_levels(values: Mapping[str, Any], filters: tuple[str, ...]) -> None:

@@ -62,22 +62,30 @@ class Signals:
         """One of the optional signals.
 
         Raises:
-          ValueError: it is absent, naming who needs it.
+          ValueError: it is absent, naming who needs it, or has another shape than the completions.
         """
         value = getattr(self, name)
         if value is None:
             raise ValueError(f"{who} needs {OPTIONAL[name]}: Signals.{name} is None")
+        shape = self.rollouts.completion_mask.shape
+        if name != "key" and value.shape != shape:
+            wanted = f"must have the shape of completion_mask {shape}, got {value.shape}"
+            raise ValueError(f"{who}: Signals.{name} {wanted}")
         return value
 
     def extra(self, name: str, who: str) -> Array:
         """One entry of ``rollouts.extra``.
 
         Raises:
-          ValueError: it is absent, naming who needs it and what it is.
+          ValueError: it is absent, naming who needs it and what it is, or has another number of rows.
         """
         if name not in self.rollouts.extra:
-            raise ValueError(f"{who} needs {name} with the rollouts ({EXTRA[name]}): see config.collection")
-        return self.rollouts.extra[name]
+            where = "see RolloutBatch.extra, config.collection"
+            raise ValueError(f"{who} needs {name} with the rollouts ({EXTRA[name]}): {where}")
+        value, rows = self.rollouts.extra[name], self.rollouts.num_rollouts
+        if value.shape[:1] != (rows,):
+            raise ValueError(f"{who}: {name} must have {rows} rows ({EXTRA[name]}), got {value.shape}")
+        return value
 
 
 def example_rollouts(rewards: Any, tokens: Any = None, lengths: Any = None, **extra: Any) -> RolloutBatch:
@@ -92,11 +100,19 @@ def example_rollouts(rewards: Any, tokens: Any = None, lengths: Any = None, **ex
     Returns:
       Rollouts of a prompt of one token, all graded and valid.
 
+    Raises:
+      ValueError: rewards that are not (N,), a name that is not in ``EXTRA``.
+
     Example:
       >>> example_rollouts([1.0, 0.0], tokens=[[3, 4], [3, 0]], lengths=[2, 1]).completion_mask.tolist()
       [[True, True], [True, False]]
     """
     rewards = jnp.asarray(rewards)
+    if rewards.ndim != 1:
+        raise ValueError(f"rewards must have shape (N,), got {rewards.shape}")
+    for name in extra:
+        if name not in EXTRA:
+            raise ValueError(f"{name!r} is no entry of RolloutBatch.extra; allowed: {', '.join(EXTRA)}")
     n = rewards.shape[0]
     completions = jnp.zeros((n, 1), jnp.int32) if tokens is None else jnp.asarray(tokens, jnp.int32)
     t = completions.shape[1]

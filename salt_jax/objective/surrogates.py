@@ -46,6 +46,7 @@ from salt_jax.objective.surrogate_options import (
 )
 
 __all__ = [
+    "ONE_RATIO",
     "SURROGATES",
     "SurrogateOptions",
     "SurrogateOutput",
@@ -258,6 +259,9 @@ def _unclipped(loss: Array, ratio: Array) -> SurrogateOutput:
     nowhere = jnp.zeros(ratio.shape, bool)
     return SurrogateOutput(loss, ratio, nowhere, nowhere)
 
+
+# One ratio for a whole rollout: an advantage a token would be multiplied with a ratio it has no part in.
+ONE_RATIO = ("gspo",)
 
 SURROGATES: dict[str, Callable[[TokenInputs, SurrogateOptions], SurrogateOutput]] = {
     "ppo_clip": ppo_clip,

@@ -45,6 +45,7 @@ from salt_jax.training.settings import (
 FEATURES = ("lm_head", "lm_head_sketch", "taken_token", "per_rollout")
 SCHEDULES = ("constant", "linear", "cosine")
 WARM_START_OBJECTIVES = ("sft", "otr", "otr_exact")
+OTR_OPTIONS = {"otr_samples": 256, "otr_temperature": 1.3, "otr_beta": -0.1}  # as in configs/base.py
 ON_LONG_PROMPT = ("error", "skip")
 # Options of the policy that are a run's own; the other keys of config.policy are the shape, which a checkpoint has.
 OPTIONS = ("compute_dtype", "scan_layers", "attention", "remat")
@@ -260,6 +261,12 @@ def _check_ranges(run: RunConfig) -> None:
         _require(path, rate, 0 < rate < float("inf"), "finite numbers > 0")
     _require("warm_start.objective", run.warm_start.objective, run.warm_start.objective in WARM_START_OBJECTIVES,
              ", ".join(WARM_START_OBJECTIVES))
+    if run.warm_start.objective != "otr":
+        unread = ("otr_samples",) if run.warm_start.objective == "otr_exact" else OTR_OPTIONS
+        for name in unread:
+            value, usual = getattr(run.warm_start, name), OTR_OPTIONS[name]
+            otr = "the default; it has no effect without config.warm_start.objective = 'otr'"
+            _require(f"warm_start.{name}", value, value == usual, f"{usual!r}, {otr}")
     penalty = run.warm_start.otr_beta
     _require("warm_start.otr_beta", penalty, -float("inf") < penalty < 1, "finite numbers < 1 (a right token has 1)")
     for path, beta in (("optimizer.b1", run.optimizer.b1), ("optimizer.b2", run.optimizer.b2)):
@@ -291,7 +298,8 @@ def _check_divisions(run: RunConfig) -> None:
     divides("salt.scope", run.unit_rows, per_minibatch, run.minibatch_rows)
     objective = run.objective
     if run.learner.microbatches > 1:
-        additive = "another aggregation with several microbatches: its denominator does not add up over them"
+        parts = f"config.learner.microbatches = {run.learner.microbatches}"
+        additive = f"another aggregation with {parts}, as its denominator does not add up; or 1 microbatch"
         _require("objective.aggregation", objective.aggregation, objective.aggregation not in WHOLE_BATCH, additive)
     group = run.rollouts.rollouts_per_prompt
     at_most = f"at most config.sampling.rollouts_per_prompt = {group}"

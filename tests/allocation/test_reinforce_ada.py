@@ -153,6 +153,9 @@ def test_counts_of_other_prompts_stay():
         (lambda: a.estimate(a.EmaCounts.start(1), prior_positive=0), "prior_positive = 0 is not allowed"),
         (lambda: a.update_counts(a.EmaCounts.start(2), [1, 1], [1, 1], [0, 0]), "names a prompt twice"),
         (lambda: a.update_counts(a.EmaCounts.start(2), [1], [1], [2]), "must be between 0 and drawn"),
+        (lambda: a.update_counts(a.EmaCounts.start(2), [1], [1], [np.nan]), "must be between 0 and drawn"),
+        (lambda: a.update_counts(a.EmaCounts.start(2), [0, 1], [4], [1]), "must have one shape"),
+        (lambda: a.update_counts(a.EmaCounts.start(2), [5], [4], [1]), "must be in"),
         (lambda: a.update_counts(a.EmaCounts.start(2), [1], [1], [1], decay=1.5), "decay = 1.5 is not allowed"),
     ],
 )

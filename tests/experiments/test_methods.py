@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from configs import methods as forms
 from experiments import methods
+from salt_jax.objective.shaping import overlong_penalty
 from salt_jax.training import loop
 from salt_jax.training.collect import COLLECTORS
 from salt_jax.training.config import parse
@@ -34,6 +36,16 @@ def test_every_form_is_a_configuration_that_may_run(name, size):
     run = parse(forms.get_config(name + size))
     for key, value in forms.METHODS[name].get("objective", {}).items():
         assert getattr(run.objective, key) == value
+
+
+@pytest.mark.parametrize("size", ["", "-small"])
+def test_no_right_answer_is_penalised_for_its_length(size):
+    run = parse(forms.get_config("dapo" + size))
+    longest = 2 * (10 ** run.task_arguments["digits"] - 1)  # the largest sum
+    tokens = len(str(longest)) + 1  # and its end
+    penalty = overlong_penalty(np.array([tokens]), run.sampling.max_new_tokens, run.objective.overlong_buffer)
+    assert float(penalty[0]) == 0
+    assert run.objective.overlong_buffer > 0
 
 
 def test_a_form_that_does_not_exist():

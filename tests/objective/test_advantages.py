@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salt_jax.objective import ObjectiveConfig
+from salt_jax.objective import ESTIMATORS as ALL_ESTIMATORS
+from salt_jax.objective import ObjectiveConfig, advantages
 from salt_jax.objective.advantages import (
     ACCEPTS,
     ESTIMATORS,
@@ -391,3 +392,14 @@ def test_golden_darling(golden):
         jnp.ones((1, 4)), estimator="darling", clusters=jnp.zeros((1, 4), int), darling_floor=0.1
     )
     np.testing.assert_array_equal(result[0], printed(text, "5 DARLING", "all one cluster", "A = "))
+
+
+@pytest.mark.parametrize("name", advantages.MORE_THAN_REWARDS)
+def test_estimators_of_more_than_rewards_are_told_apart_from_unknown_ones(name):
+    assert name in ALL_ESTIMATORS
+    with pytest.raises(ValueError, match=f"estimator = '{name}' looks at more than the rewards of a group"):
+        advantages.group_advantages([[1.0, 0.0]], estimator=name)
+
+
+def test_every_estimator_is_of_groups_or_of_more():
+    assert set(advantages.ESTIMATORS) | set(advantages.MORE_THAN_REWARDS) == set(ALL_ESTIMATORS)

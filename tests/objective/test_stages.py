@@ -362,6 +362,20 @@ def test_what_the_rollouts_must_bring_is_named(options, names):
         estimate(Signals(example_rollouts([1.0, 0.0])), 2, ObjectiveConfig(**options))
 
 
+def test_signals_and_extra_of_another_shape_are_named():
+    rollouts = example_rollouts([1.0, 0.0], tokens=[[3], [4]])
+    for shape in ((2, 3), (2,), (1, 1)):
+        with pytest.raises(ValueError, match=r"Signals.entropy must have the shape of completion_mask \(2, 1\), got"):
+            estimate(Signals(rollouts, entropy=jnp.ones(shape)), 2, ObjectiveConfig(estimator="gtpo"))
+    few = rollouts.replace(extra={"clusters": jnp.zeros(1, jnp.int32)})
+    with pytest.raises(ValueError, match=r"clusters must have 2 rows .*, got \(1,\)"):
+        estimate(Signals(few), 2, ObjectiveConfig(estimator="darling"))
+    with pytest.raises(ValueError, match="'wieght' is no entry of RolloutBatch.extra; allowed: baseline, clusters, "):
+        example_rollouts([1.0, 0.0], wieght=[2.0, 2.0])
+    with pytest.raises(ValueError, match=r"rewards must have shape \(N,\), got \(1, 2\)"):
+        example_rollouts([[1.0, 0.0]])
+
+
 @pytest.mark.parametrize(
     ("options", "signal"),
     [({"estimator": "gtpo"}, "entropy"), ({"estimator": "copg"}, "log_probs"), ({"filters": "red_drop"}, "key")],

@@ -14,6 +14,7 @@ from salt_jax.training.collect.extras import CLUSTERS, SEGMENTS, cluster_functio
 from salt_jax.training.settings import CollectionConfig, ConfigError, RunConfig
 
 ALWAYS = ("method", "clusters", "segments")  # what every method reads
+SEGMENTED = ("macro_sum", "macro_mean")  # surrogates that take ``extra["segments"]``
 CHOICES = {
     "segments": SEGMENTS, "on_exhausted": ("error", "train"), "exit_rule": ("balance", "positive"),
     "pool_weight": ("one", "inverse_rate"),
@@ -91,7 +92,8 @@ def _check_ranges(settings: CollectionConfig) -> None:
             cluster_function(settings.clusters)
         except ValueError as error:
             named = f"config.collection.clusters = {settings.clusters!r} is not allowed"
-            raise ConfigError(f"{named}; allowed: '', {', '.join(map(repr, CLUSTERS))}, a function: {error}") from None
+            why = str(error).replace("grader", "function", 1)
+            raise ConfigError(f"{named}; allowed: '', {', '.join(map(repr, CLUSTERS))}, a function: {why}") from None
 
 
 def _check_effect(settings: CollectionConfig) -> None:
@@ -117,6 +119,17 @@ def _check_estimator(run: RunConfig) -> None:
         givers = [repr(key) for key, method in COLLECTORS.items() if estimator in method.estimators]
         needs = f"config.objective.estimator = {estimator!r} needs config.collection.method = {' or '.join(givers)}"
         raise ConfigError(f"{needs}, not {name!r}")
+    readers = {
+        "clusters": [f"estimator = {key!r}" for key, one in ESTIMATORS.items() if "clusters" in one.extra],
+        "segments": [f"estimator = {key!r}" for key, one in ESTIMATORS.items() if "segments" in one.extra]
+        + [f"surrogate = {key!r}" for key in SEGMENTED],
+    }
+    chosen = (f"estimator = {estimator!r}", f"surrogate = {run.objective.surrogate!r}")
+    for key, those in readers.items():
+        value = getattr(run.collection, key)
+        if value and not set(those) & set(chosen):
+            there = f"it belongs to config.objective with {' or '.join(those)}"
+            raise ConfigError(f"config.collection.{key} = {value!r} has no effect here; {there}")
     wanted = {"clusters": "'text', 'answer' or a function", "segments": "'newline'"}
     for key in ESTIMATORS[estimator].extra:
         if key in wanted and not getattr(run.collection, key):

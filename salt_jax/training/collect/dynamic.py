@@ -43,7 +43,7 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
         filler = join(dropped).take(np.arange(wanted - found))
         kept.append(dataclasses.replace(filler, valid=np.zeros_like(filler.valid)))
     turn.note(
-        generation_batches=rounds, groups_with_signal=found / turn.prompts, all_right=right / turn.prompts,
+        generation_batches=rounds, share_with_signal=found / turn.prompts, all_right=right / turn.prompts,
         all_wrong=wrong / turn.prompts, groups_discarded=max(found - wanted, 0),
     )
     return turn.finish(join(kept).take(np.arange(wanted))), memory

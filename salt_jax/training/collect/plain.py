@@ -25,6 +25,7 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     extra = extras.of_rollouts(
         run.collection, turn.engine.task.tokenizer, turn.group_size, texts, answers, grades.components, wanted
     )
+    turn.note_clusters(extra)
     turn.count(len(prompts), lengths)
     turn.by_source(batch["ids"], grades.rewards, grades.rewarded)
     assemble = turn.engine.assembler(turn.group_size)

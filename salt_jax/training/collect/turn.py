@@ -240,6 +240,7 @@ class Turn:
             self.run.collection, self.engine.task.tokenizer, self.group_size, flat.texts, flat.answers,
             flat.components, flat.samples,
         )
+        self.note_clusters(entries)
         own = flat.rewarded & flat.valid & ~entries.get("demonstration", np.zeros_like(flat.valid))
         self.by_source(groups.ids.tolist(), flat.rewards, own)
         return self.engine.assembler(groups.size)(
@@ -251,6 +252,12 @@ class Turn:
         if self.run.task_name == "mixture":
             grades = Grades(rewards, rewarded, ErrorReport(0, ""))
             self.metrics |= generation.rewards_by_source(ids, grades, self.group_size)
+
+    def note_clusters(self, extra: Mapping[str, np.ndarray]) -> None:
+        """Notes how many classes a group's completions fall into, where they are told apart."""
+        if "clusters" in extra:
+            classes = np.reshape(extra["clusters"], (-1, self.group_size))
+            self.metrics["collection/clusters_per_group"] = float(np.mean([len(set(row)) for row in classes.tolist()]))
 
     def note(self, **metrics: float) -> None:
         """Metrics of the collection, beside the counts and the mean reward of all that the policy sampled."""
