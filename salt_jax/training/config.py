@@ -261,14 +261,13 @@ def _check_ranges(run: RunConfig) -> None:
         _require(path, rate, 0 < rate < float("inf"), "finite numbers > 0")
     _require("warm_start.objective", run.warm_start.objective, run.warm_start.objective in WARM_START_OBJECTIVES,
              ", ".join(WARM_START_OBJECTIVES))
-    if run.warm_start.objective != "otr":
-        unread = ("otr_samples",) if run.warm_start.objective == "otr_exact" else OTR_OPTIONS
-        for name in unread:
-            value, usual = getattr(run.warm_start, name), OTR_OPTIONS[name]
-            otr = "the default; it has no effect without config.warm_start.objective = 'otr'"
-            _require(f"warm_start.{name}", value, value == usual, f"{usual!r}, {otr}")
     penalty = run.warm_start.otr_beta
     _require("warm_start.otr_beta", penalty, -float("inf") < penalty < 1, "finite numbers < 1 (a right token has 1)")
+    unread = {"sft": tuple(OTR_OPTIONS), "otr_exact": ("otr_samples",), "otr": ()}[run.warm_start.objective]
+    for name in unread:
+        value, usual = getattr(run.warm_start, name), OTR_OPTIONS[name]
+        otr = "the default; it has no effect without config.warm_start.objective = 'otr'"
+        _require(f"warm_start.{name}", value, value == usual, f"{usual!r}, {otr}")
     for path, beta in (("optimizer.b1", run.optimizer.b1), ("optimizer.b2", run.optimizer.b2)):
         _require(path, beta, 0 <= beta < 1, "numbers in [0, 1)")
     _require("optimizer.schedule", run.optimizer.schedule, run.optimizer.schedule in SCHEDULES, ", ".join(SCHEDULES))

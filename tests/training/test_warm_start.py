@@ -30,7 +30,9 @@ def batch():
 
 @functools.cache
 def compiled(objective):
-    run = setup.tiny_run({"warm_start.objective": objective, "learner.vocab_chunk": 5} | OTR)
+    unread = {"sft": tuple(OTR), "otr_exact": ("warm_start.otr_samples",), "otr": ()}[objective]
+    options = {path: value for path, value in OTR.items() if path not in unread}
+    run = setup.tiny_run({"warm_start.objective": objective, "learner.vocab_chunk": 5} | options)
     policy = setup.policy_and_params(run.policy)[0]
     return setup.compiled(functools.partial(warm_start_step, run=run, policy=policy, optimizer=setup.OPTIMIZER))
 
@@ -116,7 +118,7 @@ def test_a_mesh_gives_the_numbers_of_one_device():
         ("objective", "dft", "sft, otr, otr_exact"), ("otr_samples", 0, "numbers >= 1"), ("otr_samples", 1.5, "int"),
         ("otr_temperature", 0.0, "finite numbers > 0"), ("otr_temperature", float("inf"), "finite numbers > 0"),
         ("otr_beta", 1.0, "finite numbers < 1"), ("otr_beta", float("-inf"), "finite numbers < 1"),
-        ("otr_beta", float("nan"), "finite numbers < 1"),
+        ("otr_beta", float("nan"), "finite numbers < 1"), ("otr_samples", 2, "256, the default; it has no effect"),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(key, value, allowed):
