@@ -112,7 +112,9 @@ def test_a_workdir_with_somebody_elses_files(subprocess_env, tmp_path):
     ("arguments", "word"),
     [
         (["--config=configs/none.py", "--workdir=x"], "configs/none.py is not a file"),
-        (["--config=configs/arithmetic.py:huge", "--workdir=x"], "allowed: full, small"),
+        pytest.param(
+            ["--config=configs/arithmetic.py:huge", "--workdir=x"], "allowed: full, small", marks=pytest.mark.slow
+        ),
         ([SMALL], "--workdir is missing"),
     ],
 )

@@ -7,7 +7,15 @@ import itertools
 
 import pytest
 
-from salt_jax.objective import AGGREGATIONS, ESTIMATORS, FILTERS, SURROGATES, ObjectiveConfig
+from salt_jax.objective import (
+    AGGREGATIONS,
+    ESTIMATORS,
+    FILTERS,
+    SURROGATES,
+    ObjectiveConfig,
+    SurrogateOptions,
+)
+from salt_jax.objective.advantages import AdvantageOptions
 from salt_jax.objective.composition import ALWAYS, SURROGATE_FIELDS, UNDER, readers
 from salt_jax.objective.token_choices import CHOSEN
 
@@ -103,6 +111,13 @@ def test_the_rest_is_allowed():
                 estimator=estimator, surrogate=surrogate, aggregation=aggregation, max_length=4
             )
             assert hash(config) == hash(dataclasses.replace(config))
+
+
+def test_defaults_agree_with_those_of_the_functions_that_read_them():
+    for options in (SurrogateOptions, AdvantageOptions):
+        for field in dataclasses.fields(options):
+            if field.name != "macro_length":  # a configuration has one; the function may be given segments instead
+                assert DEFAULTS[field.name] == field.default, field.name
 
 
 def test_needs_are_those_of_all_choices():

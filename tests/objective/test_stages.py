@@ -145,7 +145,10 @@ def test_one_rollout_a_group(name):
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 @pytest.mark.parametrize("how", ["nothing graded", "nothing valid"])
-@pytest.mark.parametrize("name", ["grpo", "reinforce_pp", "gtpo", "bnpo", "rank_grpo"])
+@pytest.mark.parametrize(
+    "name",
+    ["grpo", "rank_grpo", *(pytest.param(x, marks=pytest.mark.slow) for x in ("reinforce_pp", "gtpo", "bnpo"))],
+)
 def test_a_batch_of_which_nothing_is_left(name, how, surrogate):
     if ESTIMATORS[name].per_token and surrogate == "gspo":
         pytest.skip("refused")

@@ -126,7 +126,7 @@ def test_shared_prompt_equals_whole_rows_in_value_and_gradient(config):
 
 
 @two_models
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_rematerialisation_changes_neither_values_nor_gradients(config, remat):
     plain, recomputed = completion_states(config), completion_states(dataclasses.replace(config, remat=remat))
     np.testing.assert_allclose(recomputed[0][0], plain[0][0], rtol=1e-6)

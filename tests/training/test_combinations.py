@@ -197,7 +197,7 @@ def diagonal() -> list[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize(
     ("estimator", "surrogate", "salt"),
-    [case if i % 4 == 0 else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(diagonal())],
+    [case if i % 7 == 0 else pytest.param(*case, marks=pytest.mark.slow) for i, case in enumerate(diagonal())],
     ids=str,
 )
 def test_as_its_own_program(world, estimator, surrogate, salt):

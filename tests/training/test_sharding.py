@@ -16,10 +16,15 @@ from salt_jax.training.reweighting import first_basis
 from salt_jax.training.settings import OptimizerConfig
 from salt_jax.training.sharding import batch_sharding, make_mesh, path_of, replicated, tree_shardings
 from tests import training_setup as setup
+from tests.training.test_family_step import FAMILIES
 
 EIGHT = {"sampling.prompts_per_step": 8}
 EXACT, OFF = {"salt.enabled": True}, {"salt.enabled": False}
 SKETCH = {"salt.feature": "lm_head_sketch", "salt.rank_vocab": 8, "salt.rank_hidden": 4}
+LONG = [
+    ((2, 2, 2), OFF, 2), ((8, 1, 1), EXACT, 2), ((2, 2, 2), SKETCH, 2), ((1, 4, 2), SKETCH, 1),
+    *(((2, 2, 2), settings, 2) for settings in FAMILIES.values()),
+]  # fmt: skip
 MESHES = {"data=2,fsdp=2,tensor=2": (2, 2, 2), "data=8": (8, 1, 1)}
 
 
@@ -81,18 +86,16 @@ def test_shards_are_pieces():
 @pytest.mark.mesh
 @pytest.mark.parametrize(
     ("mesh", "salt", "microbatches"),
-    [((2, 2, 2), EXACT, 1), ((2, 2, 2), OFF, 2), pytest.param((8, 1, 1), EXACT, 2, marks=pytest.mark.slow),
-     ((8, 1, 1), OFF, 1), pytest.param((2, 2, 2), SKETCH, 2, marks=pytest.mark.slow),
-     pytest.param((1, 4, 2), SKETCH, 1, marks=pytest.mark.slow)],
-    ids=["2x2x2-salt", "2x2x2-grpo-accumulated", "8-salt-accumulated", "8-grpo", "2x2x2-sketch-accumulated",
-         "1x4x2-sketch"],
+    [((2, 2, 2), EXACT, 1), ((8, 1, 1), OFF, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG)],
+    ids=["2x2x2-salt", "8-grpo", "2x2x2-grpo-accumulated", "8-salt-accumulated", "2x2x2-sketch-accumulated",
+         "1x4x2-sketch", *FAMILIES],
 )  # fmt: skip
 def test_eight_devices_equal_one(mesh, salt, microbatches):
     settings = EIGHT | salt
     single, expected = setup.run_step(settings)  # in one part: test_step.py shows that parts do not matter
     mesh = make_mesh(*mesh)
     run = setup.tiny_run(settings | {"learner.microbatches": microbatches})
-    state = setup.initial_state().replace(sketch_basis=first_basis(run))
+    state = setup.initial_state(run.objective.needs_reference).replace(sketch_basis=first_basis(run))
     policy = state_lib.make_policy(run.policy, mesh)
     step = step_lib.jit_train_step(run, policy, setup.OPTIMIZER, mesh, state)
     placed = jax.device_put(jax.tree.map(jnp.copy, state), tree_shardings(state, mesh))

@@ -256,7 +256,10 @@ def with_garbage(batch, rows, value):
     )
 
 
-@pytest.mark.parametrize("settings", [{}, {"learner.microbatches": 8}], ids=["whole", "microbatches"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, pytest.param({"learner.microbatches": 8}, marks=pytest.mark.slow)], ids=["whole", "microbatches"],
+)
 def test_content_of_padding_rows_does_not_matter(settings):
     batch = rollouts()
     padded = batch.replace(valid=batch.valid.at[12:].set(False))
@@ -390,6 +393,7 @@ def test_random_variants_draw_anew_each_step_and_the_same_in_the_same_step():
     assert largest_difference(later.params, run_step(settings)[0].params) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_sketch_that_projects_nothing_is_the_exact_step():
     covering = {"salt.feature": "lm_head_sketch", "salt.rank_vocab": 100, "salt.rank_hidden": 100}
     assert_same_step(run_step(covering), run_step())
