@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from salt_jax.objective.advantages import AdvantageOptions
-from salt_jax.objective.aggregation import AGGREGATIONS
+from salt_jax.objective.aggregation import AGGREGATIONS, NEED_MAX_LENGTH
 from salt_jax.objective.estimators import ESTIMATORS
 from salt_jax.objective.importance import MODES
 from salt_jax.objective.kl import check_loss_kl_estimator
@@ -148,7 +148,7 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
     limit = values["max_length"]
     if limit is not None and not limit >= 1:
         raise ValueError(f"max_length = {limit!r} is not allowed; allowed: None or an integer >= 1")
-    for field in ("dr_grpo", "token_sum_norm"):
+    for field in NEED_MAX_LENGTH:
         if values["aggregation"] == field and limit is None:
             raise ValueError(
                 f"aggregation = {field!r} needs max_length, the completion limit in tokens (an integer >= 1)"

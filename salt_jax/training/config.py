@@ -17,7 +17,7 @@ from typing import Any
 
 from salt_jax.geometry.streaming import ROUTES
 from salt_jax.objective import ObjectiveConfig
-from salt_jax.objective.aggregation import WHOLE_BATCH
+from salt_jax.objective.aggregation import NEED_MAX_LENGTH, WHOLE_BATCH
 from salt_jax.objective.row_filters import names_of
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
@@ -96,8 +96,8 @@ def parse(config: Any) -> RunConfig:
     fields: dict[str, Any] = {}
     for name, kind in scalars.items():
         fields[name] = _typed(f"config.{name}", values[name], kind)
-    of_length = ("dr_grpo", "token_sum_norm")
-    if values["objective"]["aggregation"] in of_length or values["objective"]["overlong_buffer"]:  # the sampler's limit
+    aggregation, buffer = (values["objective"][name] for name in ("aggregation", "overlong_buffer"))
+    if aggregation in NEED_MAX_LENGTH or buffer:  # the sampler's limit
         sections["objective"] = ("objective", ObjectiveConfig, {"max_length": values["sampling"]["max_new_tokens"]})
     # before SamplingConfig, which allows 0: greedy decoding is for evaluation only
     temperature = _typed("config.sampling.temperature", values["sampling"]["temperature"], float)

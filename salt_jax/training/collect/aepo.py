@@ -6,8 +6,9 @@ becomes 1. Two things differ. The release puts them into the first rows of the b
 take the first rows of their own prompt's group, for all rows of a group have one prompt. And the entropy of the step
 before is estimated from its sampler's log-probs.
 
-A row that is injected keeps the reward of the row it replaces: the group's statistics stay those of the policy's own
-rollouts, from which the release takes advantages before it replaces anything.
+A row that is injected keeps the reward of the row it replaces, where that one was graded: the group's statistics stay
+those of the policy's own rollouts, from which the release takes advantages before it replaces anything. A penalty for
+length, KL in the reward or an entropy is still that of the injected completion.
 """
 
 from __future__ import annotations
