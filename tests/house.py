@@ -26,12 +26,28 @@ FORBIDDEN = {
 HEAVY = ("tensorflow", "torch", "keras")
 # The one file that times torch itself, as a script of its own (extra `bench`); nothing may import torch through it.
 HEAVY_ALLOWED = {"experiments.benchmarks.release": "torch"}
-UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve"}
+UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "jsonpickle"}
 UNSAFE_CALLS = {"eval", "exec", "compile", "__import__"}
+# Nothing is ever downloaded: models and data are folders that are there.
+NETWORK = {
+    "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "paramiko", "requests", "smtplib", "socket",
+    "socketserver", "telnetlib", "urllib", "urllib3", "websockets", "xmlrpc",
+}  # fmt: skip
+# The name of this machine in a lock file; whether the coordinator of a run on many hosts answers.
+NETWORK_ALLOWED = {"salt_jax.training.lock": {"socket"}, "salt_jax.training.hosts_start": {"socket"}}
 # The one file that executes text, in a confined process of its own: programs that are graded.
 UNSAFE_ALLOWED = {"salt_jax.graders.program": {"exec", "compile"}}
-UNSAFE_ATTRIBUTES = {"os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
-UNSAFE_ARGUMENTS = {"allow_pickle", "shell"}
+UNSAFE_ATTRIBUTES = {
+    "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput", "yaml.load", "yaml.load_all",
+    "yaml.full_load", "yaml.unsafe_load", "torch.load", "pandas.read_pickle", "tempfile.mktemp",
+    "shutil.unpack_archive",
+} | {f"builtins.{name}" for name in UNSAFE_CALLS}  # fmt: skip
+UNSAFE_METHODS = {"extractall"}  # of archives: a member's name can lead anywhere
+UNSAFE_ARGUMENTS = {"allow_pickle", "shell", "trust_remote_code"}
+NEEDED_ARGUMENTS = {"from_pretrained": {"local_files_only": True, "trust_remote_code": False}}
+# What makes code of a text: the import path of a grader, the verifier of a mixture, the file of --config.
+BY_NAME = {"importlib.import_module", "runpy.run_path", "runpy.run_module"}
+BY_NAME_ALLOWED = {"salt_jax.graders.verdict", "salt_jax.tasks.mixture", "experiments.cli"}
 WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective", "salt_jax.selection")
 
 Sources = Mapping[str, str]  # dotted module name → text; a package goes by its own name
@@ -140,22 +156,45 @@ def heavy_complaints(sources: Sources) -> list[str]:
 
 
 def unsafe_complaints(sources: Sources) -> list[str]:
-    """Pickles, evaluated strings, shells, and JAX's private modules."""
+    """Pickles, evaluated strings, shells, remote code, archives, the network, and JAX's private modules."""
     complaints = []
     for module, text in sources.items():
+        network = NETWORK - NETWORK_ALLOWED.get(module, set()) if module.startswith("salt_jax") else set()
         for target in imports(module, sources):
-            if target.partition(".")[0] in UNSAFE_IMPORTS or target.startswith("jax._src"):
+            if target.partition(".")[0] in UNSAFE_IMPORTS | network or target.startswith("jax._src"):
                 complaints.append(f"{module} imports {target}")
-        for node in ast.walk(ast.parse(text)):
+        tree = ast.parse(text)
+        known = _imported_names(tree)
+        by_name = set() if module in BY_NAME_ALLOWED else BY_NAME
+        unsafe = (UNSAFE_CALLS | UNSAFE_ATTRIBUTES | by_name) - UNSAFE_ALLOWED.get(module, set())
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call):
-                name = ast.unparse(node.func)
-                if name in (UNSAFE_CALLS | UNSAFE_ATTRIBUTES) - UNSAFE_ALLOWED.get(module, set()):
+                first, dot, rest = ast.unparse(node.func).partition(".")
+                name = known.get(first, first) + dot + rest
+                method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+                if name in unsafe or method in UNSAFE_METHODS:
                     complaints.append(f"{module}:{node.lineno} calls {name}")
-                for keyword in node.keywords:
-                    off = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
-                    if keyword.arg in UNSAFE_ARGUMENTS and not off:
-                        complaints.append(f"{module}:{node.lineno} passes {keyword.arg}")
+                given = {keyword.arg: keyword.value for keyword in node.keywords}
+                for argument, value in given.items():
+                    off = isinstance(value, ast.Constant) and value.value is False
+                    if argument in UNSAFE_ARGUMENTS and not off:
+                        complaints.append(f"{module}:{node.lineno} passes {argument}")
+                for argument, wanted in NEEDED_ARGUMENTS.get(method, {}).items():
+                    value = given.get(argument)
+                    if not (isinstance(value, ast.Constant) and value.value is wanted):
+                        complaints.append(f"{module}:{node.lineno} calls {name} without {argument}={wanted}")
     return complaints
+
+
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """Name in the file → what was imported under it, wherever in the file: np → numpy, system → os.system."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
 def docstring_complaints(sources: Sources) -> list[str]:

@@ -142,14 +142,47 @@ def test_nothing_unpickles_or_evaluates_text():
         "np.load(path, allow_pickle=True)",
         "subprocess.run(command, shell=True)",
         "os.system('ls')",
+        "from os import system as run\nrun('ls')",
+        "import builtins as b\nb.exec('1')",
+        "from subprocess import getoutput\ngetoutput('ls')",
+        "yaml.load(text)",
+        "import torch.load",
+        "def f(path):\n    import joblib",
+        "archive.extractall(folder)",
+        "shutil.unpack_archive(path)",
+        "tempfile.mktemp()",
+        "AutoTokenizer.from_pretrained(folder, local_files_only=True)",
+        "AutoTokenizer.from_pretrained(folder, local_files_only=offline, trust_remote_code=False)",
+        "load(folder, trust_remote_code=True)",
+        "load(folder, trust_remote_code=chosen)",
+        "importlib.import_module(row['reward'])",
+        "from importlib import import_module\nimport_module(name)",
+        "runpy.run_path(path)",
+        "import urllib.request",
+        "from http import client",
+        "def f():\n    import requests",
+        "import socket",
+        "from huggingface_hub import snapshot_download",
     ],
 )
 def test_unsafe_text_is_caught(text):
-    assert len(house.unsafe_complaints({"salt_jax.tasks.task": text})) == 1
+    sources = {"salt_jax.tasks.task": text}
+    assert len(house.unsafe_complaints(sources) + house.heavy_complaints(sources)) == 1
+
+
+def test_what_is_allowed_in_one_place_is_not_in_another():
+    for module, text in (
+        ("salt_jax.training.lock", "import socket"), ("experiments.cli", "runpy.run_path(path)"),
+        ("salt_jax.graders.verdict", "importlib.import_module(name)"), ("salt_jax.graders.program", "exec(text)"),
+    ):
+        assert house.unsafe_complaints({module: text}) == []
+        assert len(house.unsafe_complaints({"salt_jax.salt": text})) == 1
 
 
 def test_safe_text_is_not_caught():
-    text = "jax.eval_shape(f)\nmodel.eval()\njax.jit(f).lower(x).compile()\nnp.load(path, allow_pickle=False)"
+    text = "jax.eval_shape(f)\nmodel.eval()\njax.jit(f).lower(x).compile()\nnp.load(path, allow_pickle=False)\n"
+    text += "AutoTokenizer.from_pretrained(f, local_files_only=True, trust_remote_code=False)\n"
+    text += "import zipfile\nre.compile(x)"
     assert house.unsafe_complaints({"salt_jax.tasks.task": text}) == []
 
 

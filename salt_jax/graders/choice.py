@@ -8,6 +8,7 @@ import re
 from salt_jax.graders.extract import last_boxed
 from salt_jax.graders.verdict import GraderError, Verdict
 
+LONGEST = 1000  # characters of a box in which a letter alone on a line is looked for; the search is quadratic
 REASONS = ("as", "because", "due", "for", "since", "so", "which", "with")  # after 'A' the letter, never the article
 
 
@@ -25,9 +26,10 @@ def exact_answer(completion: str, reference: str) -> Verdict:
 @functools.lru_cache(maxsize=64)
 def _patterns(choices: str) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
     letter = f"[{re.escape(choices)}]"
-    # A letter that nothing continues: not the B of Bob, B-flat or B's.
-    dressed = rf"(?:\*\*|\$|\\text\{{|\\mathrm\{{|\\textbf\{{|[(\[]|\s)*({letter})(?![\w'’]|-\w)"
-    said = re.compile(rf"\b(?i:answer|choice|option)(?:\s+is|\s*:)?(?:\s*\*\*)?\s*:?{dressed}")
+    # A letter that nothing continues: not the B of Bob, B-flat or B's. Possessive, so that a long run of spaces is
+    # gone through once: giving one back never helps, as no letter begins with it.
+    dressed = rf"(?:\*\*|\$|\\text\{{|\\mathrm\{{|\\textbf\{{|[(\[]|\s)*+({letter})(?![\w'’]|-\w)"
+    said = re.compile(rf"\b(?i:answer|choice|option)(?:\s++is|\s*+:)?+(?:\s*+\*\*)?+\s*+:?+{dressed}")
     marked = re.compile(rf"\*\*[(\[]?({letter})[)\].:]?\*\*")
     alone = re.compile(rf"^\W*(?:\\text\{{)?({letter})[\W]*$", re.MULTILINE)
     return said, marked, alone
@@ -55,7 +57,8 @@ def find_choice(text: str, choices: str = "ABCD") -> str | None:
     said, marked, alone = _patterns(choices)
     box = last_boxed(text)
     if box is not None:
-        match = alone.search(box) or re.match(rf"\W*(?:\\text\{{)?\(?([{re.escape(choices)}])\s*[).:}}]", box)
+        match = alone.search(box) if len(box) <= LONGEST else None
+        match = match or re.match(rf"\W*(?:\\text\{{)?\(?([{re.escape(choices)}])\s*[).:}}]", box)
         return match[1] if match else None
     found = [(match.start(1), match[1]) for match in said.finditer(text) if not _article(text, match)]
     found += [(match.start(1), match[1]) for match in marked.finditer(text)]

@@ -46,7 +46,10 @@ def parse_reference(reference: str) -> dict[str, Any]:
       >>> parse_reference('{"tests": "assert f(1) == 2"}')
       {'setup': '', 'tests': ['assert f(1) == 2'], 'entry_point': None, 'prefix': ''}
     """
-    found: dict[str, Any] = json.loads(reference)
+    try:
+        found: dict[str, Any] = json.loads(reference)
+    except RecursionError:
+        raise ValueError("the reference is nested too deeply") from None
     if not isinstance(found, dict) or not set(found) <= set(KEYS):
         raise ValueError(f"the reference is no JSON object with keys among {', '.join(KEYS)}")
     defaults: dict[str, Any] = {"setup": "", "tests": [], "entry_point": None, "prefix": ""}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from decimal import Decimal
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
@@ -76,7 +77,8 @@ def last_number(text: str) -> Fraction | None:
       (Fraction(2001, 2), None)
     """
     found = _NUMBER.findall(text)
-    return Fraction(found[-1].replace(",", "").rstrip(".")) if found else None
+    # by way of Decimal, which has no limit of digits
+    return Fraction(Decimal(found[-1].replace(",", "").rstrip("."))) if found else None
 
 
 def normal_form(value: Any) -> str:

@@ -60,10 +60,10 @@ def make_aime(
 
     def make_example(row: Row, name: str) -> Example:
         answer = row.text("answer", "Answer", numbers=True).strip()
-        if not (answer.isascii() and answer.isdigit() and int(answer) <= 999):
+        if not (answer.isascii() and answer.isdigit() and len(answer.lstrip("0")) <= 3):
             raise row.error(f"the answer {answer!r} is no integer from 0 to 999")
         problem = with_suffix(row.text("problem", "Problem", "question"), suffix)
-        return Example(problem, str(int(answer)), row.optional_text("solution", "Solution"), name)
+        return Example(problem, answer.lstrip("0") or "0", row.optional_text("solution", "Solution"), name)
 
     sources = read_splits(HINT, make_example, train=train, test=test)
     return Task("aime", tokenizer, sources, math_grader(boxed_only))

@@ -48,8 +48,8 @@ def make_arithmetic(
 
     Args:
       data_dir: folder of data sets; one subfolder a setting. About half a second for 10,000 problems.
-      operands: numbers in a problem, ≥ 2.
-      digits: most digits of a number, ≥ 1.
+      operands: numbers in a problem, 2 to 60.
+      digits: most digits of a number, 1 to 60.
       operators: distinct characters of '+-*'.
       num_train: problems in the train split.
       num_test: problems in the test split.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import random
 
+from salt_jax.tasks.settings import check_integer
+
+MOST = 60  # operands, and digits of one
 OPERATORS = {"+": "add", "-": "sub", "*": "mul"}
 
 
@@ -17,8 +20,8 @@ class ArithmeticProblems:
     differ when their texts differ: 12+34 and 34+12 are two, and one may be in train and the other in test.
 
     Attributes:
-      operands: numbers in a problem, ≥ 2.
-      digits: most digits of a number, ≥ 1.
+      operands: numbers in a problem, 2 to 60.
+      digits: most digits of a number, 1 to 60.
       operators: distinct characters of '+-*', their order is irrelevant.
       num_train: problems in the train split.
       num_test: problems in the test split; disjoint from train.
@@ -45,10 +48,11 @@ class ArithmeticProblems:
     def __post_init__(self) -> None:
         least = {"operands": 2, "digits": 1, "num_train": 1, "num_test": 1, "seed": 0}
         for name, minimum in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name} = {value!r} is not allowed; allowed: integers >= {minimum}")
-        if not self.operators or not set(self.operators) <= set(OPERATORS):
+            check_integer(minimum, **{name: getattr(self, name)})
+        for name in ("operands", "digits"):  # there are 10^(operands x digits) problems and more
+            if getattr(self, name) > MOST:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is not allowed; allowed: integers up to {MOST}")
+        if not isinstance(self.operators, str) or not self.operators or not set(self.operators) <= set(OPERATORS):
             raise ValueError(f"operators = {self.operators!r} is not allowed; allowed: one or more of '+-*'")
         if len(set(self.operators)) != len(self.operators):
             raise ValueError(

@@ -28,7 +28,7 @@ HINT = (
 )
 # The instruction that the original puts around each problem; it asks for another form than our graders'.
 _BEFORE = re.compile(r"\s*Solve the following math problem step by step\.[^\n]*\n\s*")
-_AFTER = re.compile(r'\s*Remember to put your answer on its own line after "Answer:"\.?\s*\Z')
+_AFTER = re.compile(r'Remember to put your answer on its own line after "Answer:"\.?\s*\Z')
 
 
 def make_dapo_math(

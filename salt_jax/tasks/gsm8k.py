@@ -6,10 +6,10 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from salt_jax.tasks.records import Row, read_rows
+from salt_jax.tasks.records import Row, one_line, read_rows
 from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
 from salt_jax.tasks.task import Example, Source, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -20,7 +20,8 @@ PREPARE = (
     " file_format='array_record').download_and_prepare()`"
 )
 FILE_NAMES = ("{}.jsonl", "{}.jsonl.gz", "{}.json", "{}.parquet", "{}-00000-of-00001.parquet")
-_ANSWER = re.compile(r"(.*?)\n?\s*####\s*(-?[\d,]*\.?\d+)\s*", re.DOTALL)
+OWN_TYPES = "tensorflow_datasets.core.features."
+_NUMBER = re.compile(r"-?[0-9,]*+(?:\.[0-9]++)?")
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # '48/2 = <<48/2=24>>24': notes for a calculator, not for people
 
 
@@ -101,10 +102,11 @@ def make_gsm8k(
 
 
 def _split_answer(row: Row) -> tuple[str, str]:
-    match = _ANSWER.fullmatch(row.text("answer"))
-    if not match or not match[2].strip(","):
+    reasoning, mark, answer = row.text("answer").rpartition("####")
+    answer = answer.strip()
+    if not mark or not _NUMBER.fullmatch(answer) or not answer[-1:].isdigit():
         raise row.error("'answer' does not end with '#### ' and a number")
-    return _CALCULATOR.sub("", match[1]).strip(), match[2].replace(",", "")
+    return _CALCULATOR.sub("", reasoning).strip(), answer.replace(",", "")
 
 
 def _prepared(folder: str) -> str | None:
@@ -118,35 +120,65 @@ def _prepared(folder: str) -> str | None:
 
 
 def _open_prepared(folder: str, suffix: str) -> dict[str, Source]:
-    with open(os.path.join(folder, "dataset_info.json"), encoding="utf-8") as file:
-        try:
-            file_format = json.load(file).get("fileFormat")
-        except ValueError:
-            raise ValueError(f"path: {folder}/dataset_info.json is no JSON") from None
+    info = _json_object(os.path.join(folder, "dataset_info.json"))
+    file_format = info.get("fileFormat")
     if file_format != "array_record":
         raise ValueError(
             f"path: {folder} is in the format {file_format}, which cannot be read at random; prepare it again with"
             f" {PREPARE}"
         )
+    # TFDS imports whatever module a data set's folder names as that of a column's type.
+    features = os.path.join(folder, "features.json")
+    for name in _class_names(_json_object(features)):
+        if not (isinstance(name, str) and name.startswith(OWN_TYPES)):
+            raise ValueError(f"path: {features} names the type {name!r:.100}; allowed: those of {OWN_TYPES}*")
     # From its folder: TFDS's own builder of this name would ask the network what versions there are.
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(folder)
+    try:
+        builder = tfds.builder_from_directory(folder)
+        found = {split: builder.as_data_source(split) for split in SPLITS if split in builder.info.splits}
+    except Exception as error:  # protobuf's errors, array_record's and TFDS's own, of which each has a class
+        reason = one_line(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise ValueError(f"path: {folder} cannot be read: {reason}") from None
 
     def make_row(split: str) -> Callable[[int, Any], Row]:
         return lambda index, record: Row(f"path: {folder} {split} record {index}", record)
 
     sources: dict[str, Source] = {}
     for split in SPLITS:
-        if split not in builder.info.splits:
+        if split not in found:
             raise ValueError(
                 f"path: {folder} has no split {split}; splits there: {', '.join(builder.info.splits)}"
             )
-        records = builder.as_data_source(split)
+        records = found[split]
         if not len(records):
             raise ValueError(f"path: {folder} {split} is an empty data set")
         sources[split] = _Examples(split, records, make_row(split), suffix)
     return sources
+
+
+def _json_object(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            value = json.load(file)
+    except OSError as error:
+        raise ValueError(f"path: {path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise ValueError(f"path: {path} is no JSON") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"path: {path} is no JSON object")
+    return value
+
+
+def _class_names(value: Any) -> Iterator[Any]:
+    """What stands under the keys that TFDS takes for the name of a class, wherever they are."""
+    inner = [value]
+    while inner:
+        one = inner.pop()
+        if isinstance(one, dict):
+            yield from (one[key] for key in ("pythonClassName", "python_class_name", "type") if key in one)
+        inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else []
 
 
 def _open_files(folder: str, suffix: str) -> dict[str, Source]:

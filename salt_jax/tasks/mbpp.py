@@ -86,7 +86,7 @@ def make_mbpp(
 
 def _task_id(row: Row) -> int:
     text = row.text("task_id", numbers=True)
-    if not (text.isascii() and text.isdigit() and KNOWN_IDS[0] <= int(text) <= KNOWN_IDS[1]):
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and KNOWN_IDS[0] <= int(text) <= KNOWN_IDS[1]):
         raise row.error(f"'task_id' must be an integer from 1 to 974, got {text!r}")
     return int(text)
 

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+LONGEST = 400  # characters of an error about a row, beside where it stands: rows can hold whole books
+DEEPEST = 100  # lists and objects in each other in a row
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
 
 
@@ -36,8 +38,8 @@ class Row:
     columns: Mapping[str, Any]
 
     def error(self, message: str) -> ValueError:
-        """An error that names this row."""
-        return ValueError(f"{self.where}: {message}")
+        """An error that names this row, on one line whatever the row holds."""
+        return ValueError(f"{self.where}: {one_line(message, LONGEST)}")
 
     def column(self, *names: str) -> str | None:
         """The first of some names that this row has a value for."""
@@ -130,7 +132,7 @@ def read_rows(path: str | os.PathLike[str], *, setting: str = "", hint: str = ""
       ValueError: an absent or unreadable file, an unknown suffix, a row that is no object, an empty data set.
     """
     path = os.path.expanduser(os.fspath(path))
-    name = f"{setting}: {path}" if setting else path
+    name = one_line(f"{setting}: {path}" if setting else path)
     read = next((reader for suffix, reader in _READERS.items() if path.endswith(suffix)), None)
     if read is None:
         raise ValueError(f"{name} has an unknown suffix; allowed: {', '.join(SUFFIXES)}")
@@ -141,18 +143,44 @@ def read_rows(path: str | os.PathLike[str], *, setting: str = "", hint: str = ""
     try:
         for count, (where, columns) in enumerate(read(path), 1):  # noqa: B007
             if isinstance(columns, Exception):
-                raise ValueError(f"{name} {where}: {_one_line(columns)}")
+                raise ValueError(f"{name} {where}: {_reason(columns)}")
             if not isinstance(columns, dict):
                 raise ValueError(f"{name} {where}: not an object of columns but {type(columns).__name__}")
+            if _deeper_than(DEEPEST, columns):
+                allowed = f"{DEEPEST} lists and objects in each other"
+                raise ValueError(f"{name} {where}: nested too deeply; allowed: {allowed}")
             yield Row(f"{name} {where}", columns)
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{name} cannot be read: {_one_line(error)}") from None
+        raise ValueError(f"{name} cannot be read: {_reason(error)}") from None
     if not count:
         raise ValueError(f"{name} has no rows: an empty data set")
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def one_line(text: str, longest: int | None = None) -> str:
+    """A text for an error: what is not printable is written as an escape, the middle of a long text is left out.
+
+    Example:
+      >>> one_line("a\\nb \\x1b[2J"), one_line("0123456789", longest=5)
+      ('a\\\\nb \\\\x1b[2J', '01...89')
+    """
+    if longest is not None and len(text) > longest:
+        text = f"{text[: longest // 2]}...{text[-(longest // 2) :]}"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _deeper_than(depth: int, value: Any) -> bool:
+    """Whether lists and objects are in each other more than so often: what handles them later goes into each."""
+    level = [value]
+    for _ in range(depth):
+        inner = [x.values() if isinstance(x, dict) else x for x in level if isinstance(x, dict | list)]
+        if not inner:
+            return False
+        level = [x for values in inner for x in values]
+    return any(isinstance(x, dict | list) for x in level)
+
+
+def _reason(error: Exception) -> str:
+    return one_line(" ".join(str(error).split()) or type(error).__name__, LONGEST)
 
 
 # Each yields (place in the file, columns); an exception in place of the columns says what is wrong there.
@@ -180,6 +208,8 @@ def _parse(text: bytes) -> Any:
         raise ValueError(f"invalid JSON: {error}") from None
     except RecursionError:
         raise ValueError("invalid JSON: nested too deeply") from None
+    except ValueError:
+        raise ValueError("invalid JSON: an integer of thousands of digits") from None
 
 
 def _json_list(path: str) -> _Located:
@@ -228,8 +258,8 @@ def _parquet(path: str) -> _Located:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"row {number}", row
-    except pyarrow.ArrowException as error:
-        yield f"row {number + 1}", ValueError(f"invalid parquet: {_one_line(error)}")
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the latter of values Python has no form of
+        yield f"row {number + 1}", ValueError(f"invalid parquet: {_reason(error)}")
 
 
 _READERS: dict[str, Callable[[str], _Located]] = {
