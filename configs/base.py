@@ -229,8 +229,22 @@ def get_config() -> config_dict.ConfigDict:
     c.evaluation.keep_texts = False  # write every completion to evaluations/STEP.jsonl
 
     c.checkpoint = config_dict.ConfigDict()
-    c.checkpoint.every = 50  # steps
+    c.checkpoint.every = 50  # steps; a kill costs at most so many
     c.checkpoint.keep = 2  # newest checkpoints kept
+    c.checkpoint.best_by = ""  # metric of the evaluations ('accuracy', 'pass@8', …) whose best checkpoint is kept too
+    c.checkpoint.best_mode = "max"  # or 'min'
+
+    c.guards = config_dict.ConfigDict()  # a non-finite loss, Gram matrix, advantage or gradient norm skips its update
+    c.guards.max_skipped = 3  # steps in a row that may skip an update; one more stops the run. 0 stops at the first
+
+    # Past a threshold a step warns, or the run stops; None never does. kl_ref needs objective.kl_coef > 0.
+    c.monitors = config_dict.ConfigDict()
+    for name in ("entropy_low", "entropy_high", "approx_kl_high", "kl_ref_high", "ratio_high", "sampler_gap_high",
+                 "grad_norm_high", "truncated_high"):  # fmt: skip
+        c.monitors[f"{name}_warn"] = config_dict.placeholder(float)
+        c.monitors[f"{name}_stop"] = config_dict.placeholder(float)
+    c.monitors.truncated_high_warn = 0.2  # share of completions cut off at max_new_tokens
+    c.monitors.patience = 1  # steps in a row past a '_stop' threshold before the run stops
 
     c.mesh = config_dict.ConfigDict()  # devices along each axis; the product is the number of devices used
     c.mesh.data = 1  # batch
@@ -240,7 +254,6 @@ def get_config() -> config_dict.ConfigDict:
     c.logging = config_dict.ConfigDict()
     c.logging.tensorboard = True  # event files in the workdir
     c.logging.print_every = 20  # steps between lines where there is no terminal
-    c.logging.warn_truncated = 0.2  # share of completions cut off at max_new_tokens past which a step warns
     c.lock()  # an unknown key is an error
     return c
 

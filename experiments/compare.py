@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments import cli, plot
+from salt_jax.training import hosts
 from salt_jax.training.config import ConfigError, parse
 from salt_jax.training.loop import train
 from salt_jax.training.setup import check
@@ -52,6 +53,8 @@ def main() -> None:
     for path, config in runs.items():
         console.rule(path.name)
         train(config, path, console)
+    if not hosts.lead():
+        return
     arms = [folder / name for name in ARMS]
     plot.draw(arms, folder)
     plot.print_table(arms)

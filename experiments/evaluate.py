@@ -1,6 +1,8 @@
-"""Evaluates a policy: python -m experiments.evaluate --config=FILE --workdir=OUT [--run=DIR] [--baseline=OTHER_OUT].
+"""Evaluates a policy: python -m experiments.evaluate --config=FILE --workdir=OUT [--run=DIR [--checkpoint=WHICH]]
+[--baseline=OTHER_OUT].
 
-The policy is the newest checkpoint of --run, or the model of config.model.path; it gets config.evaluation.samples
+The policy is a checkpoint of --run (its newest, or WHICH: newest, best by the run's own config.checkpoint.best_by, or
+a step), or the model of config.model.path; it gets config.evaluation.samples
 completions a problem of the test split at config.evaluation.temperature. Writes OUT/problems.jsonl (every completion)
 and OUT/evaluation.json, and prints avg@n, pass@k and maj@n; with --baseline also the paired difference to an earlier
 evaluation of the same problems, as OUT/comparison.json. Nothing is written before all problems are done.
@@ -8,6 +10,7 @@ evaluation of the same problems, as OUT/comparison.json. Nothing is written befo
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -16,9 +19,26 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, scores
+from salt_jax.policy import run_steps
+from salt_jax.training.settings import ConfigError
 
-RUN = flags.DEFINE_string("run", None, "Folder of the run whose newest checkpoint is evaluated.")
+RUN = flags.DEFINE_string("run", None, "Folder of the run whose checkpoint is evaluated.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Which checkpoint of --run: newest (the default), best or a step.")
 BASELINE = flags.DEFINE_string("baseline", None, "Folder of an evaluation of the same problems to compare with.")
+
+
+def which(run: Path | None, checkpoint: str | None) -> str | int:
+    """What --checkpoint asks for.
+
+    Raises:
+      ConfigError: if it is none of what is allowed, or there is no --run.
+    """
+    if run is None and checkpoint is not None:
+        raise ConfigError(f"--checkpoint={checkpoint} needs --run")
+    try:
+        return run_steps.parse_choice(checkpoint or run_steps.NEWEST)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def main() -> None:
@@ -28,17 +48,25 @@ def main() -> None:
     scores.check_folder(folder)
     if run is not None:
         scores.check_run(run)
+    checkpoint = which(run, CHECKPOINT.value)
     theirs = scores.load_problems(baseline) if baseline is not None else []
 
     # only now: a flag that is wrong should not wait for what sampling imports
+    from salt_jax.training import hosts
     from salt_jax.training.judging import evaluate_run
+    from salt_jax.training.setup import final_step
 
     began = time.perf_counter()
-    results = evaluate_run(config, run, console)
+    warn = functools.partial(console.print, markup=False, soft_wrap=True)
+    step = None if run is None else final_step(run, f"--run={run}", warn, checkpoint)
+    results = evaluate_run(config, run, console, step)
+    if not hosts.lead():  # of many processes, one writes
+        return
     seconds = time.perf_counter() - began
     rate = sum(sum(result.lengths) for result in results) / seconds
     about = {
-        "run": str(run) if run else None, "seconds": seconds, "tokens_per_second": rate, "config": config.to_dict()
+        "run": str(run) if run else None, "step": step, "seconds": seconds, "tokens_per_second": rate,
+        "config": config.to_dict(),
     }  # fmt: skip
     correct_from = config.evaluation.correct_from
     parts = scores.of_parts(results, correct_from) if config.task.name == "mixture" else None

@@ -2,7 +2,8 @@
 
 Writes DIR/metrics.jsonl (one JSON object a step), evaluations.jsonl, TensorBoard events, checkpoints,
 summary.json, reward.png and geometry.png. The same command resumes a run that was interrupted.
-Exit status: 0 done, 2 wrong input (nothing written), 1 stopped by a non-finite statistic, 130 interrupted.
+Exit status: 0 done, 2 wrong input (nothing written), 1 the run stopped itself (one line says why), 130 or 143 interrupted by
+SIGINT or SIGTERM, saved. The same command on every host makes one run (docs/many_hosts.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 from experiments import cli, plot
+from salt_jax.training import hosts
 from salt_jax.training.loop import train
 
 
@@ -18,6 +20,8 @@ def main() -> None:
     """Runs the training, draws its plots and prints what it did."""
     folder = Path(str(cli.WORKDIR.value))
     train(cli.CONFIG.value, folder)
+    if not hosts.lead():
+        return
     plot.draw([folder], folder)
     plot.print_table([folder])
     print(f"plots: {folder / 'reward.png'}, {folder / 'geometry.png'}")

@@ -70,6 +70,13 @@ def no_transfers() -> Callable[[], contextlib.AbstractContextManager[None]]:
     return lambda: jax.transfer_guard("disallow")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten_programs() -> Iterator[None]:
+    """A module's compiled programs go with it: a worker that keeps thousands of them takes gigabytes and slows down."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def shared_compilations() -> Iterator[None]:
     """A module that runs the same programs again and again loads them from what it compiled first."""

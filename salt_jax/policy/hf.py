@@ -2,7 +2,8 @@
 
     python -m salt_jax.policy.hf inspect PATH                  what a checkpoint is
     python -m salt_jax.policy.hf import SRC OUT                to a folder that loads fast, on any number of devices
-    python -m salt_jax.policy.hf export SRC OUT [--step N]     to a Hugging Face folder, also from a run's workdir
+    python -m salt_jax.policy.hf export SRC OUT                to a Hugging Face folder, also from a run's workdir:
+                                                           [--checkpoint newest|best|N]
 
 PATH and SRC are what ``open_checkpoint`` takes. An error is one line on stderr and exit status 2; nothing is
 overwritten.
@@ -14,11 +15,13 @@ import argparse
 import collections
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 
 import jax
 from absl import logging
 
+from salt_jax.policy import run_steps
 from salt_jax.policy.hf_export import DTYPES, export, import_checkpoint, write_policy_json
 from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
 
@@ -62,16 +65,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.add_argument("source", help="a Hugging Face or imported folder, a workdir, a GGUF file, or 'smollm2'")
         command.add_argument("out", help="a new folder")
     to_hugging_face.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of every tensor (bfloat16)")
-    to_hugging_face.add_argument("--step", type=int, help="of a workdir; its last by default")
+    which = "of a workdir: newest (the default), best by the run's own checkpoint.best_by, or a step"
+    to_hugging_face.add_argument("--checkpoint", metavar="WHICH", help=which)
     given = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax logs what it reads; errors are raised
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        return _do(given)
+
+
+def _do(given: argparse.Namespace) -> int:
     try:
         if given.command == "inspect":
             print(describe(open_checkpoint(given.path)))
         elif given.command == "import":
             import_checkpoint(given.source, given.out)
         else:
-            checkpoint = open_checkpoint(given.source, step=given.step)
+            step = None if given.checkpoint is None else run_steps.parse_choice(given.checkpoint)
+            checkpoint = open_checkpoint(given.source, step=step)
             export(checkpoint.load(), checkpoint.config, given.out, source=checkpoint, dtype=given.dtype)
     except (ValueError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

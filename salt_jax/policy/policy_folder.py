@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from salt_jax.policy import run_steps
 from salt_jax.policy.hf_config import read_json
 from salt_jax.policy.hf_tensors import TensorFacts, on_default_device
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.rope import RopeScaling
 
 POLICY, SOURCE, PARAMS = "policy.json", "source", "params"
-STEPS = Path("checkpoints") / "train"
 
 
 def policy_text(config: TransformerConfig, source: str | None) -> str:
@@ -53,23 +54,23 @@ def read_policy(folder: Path) -> tuple[TransformerConfig, str | None]:
         raise ValueError(f"{path}: {error}") from None
 
 
-def find_params(folder: Path, step: int | None) -> Path:
-    """The Orbax folder of parameters: an imported checkpoint's, or a run's at ``step``, its last where that is None.
+def find_params(folder: Path, step: int | str | None) -> Path:
+    """The Orbax folder of parameters: an imported checkpoint's, or a run's at ``step`` (``run_steps.choose``).
 
     Raises:
-      ValueError: if there is none, naming the steps that there are.
+      ValueError: if there is none, naming the steps that there are, or if its files are not as they were written.
     """
     if (folder / PARAMS).is_dir():
         if step is not None:
             raise ValueError(f"{folder} is an imported checkpoint: it has no step {step}")
         return folder / PARAMS
-    if not (folder / STEPS).is_dir():
-        raise ValueError(f"{folder} has {POLICY} but neither {PARAMS}/ nor {STEPS}/: no parameters were saved yet")
-    with ocp.CheckpointManager(folder / STEPS, options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
-        steps = sorted(manager.all_steps())
-    if not steps or (step is not None and step not in steps):
-        raise ValueError(f"{folder / STEPS} has no step {step or ''}; it has {', '.join(map(str, steps)) or 'none'}")
-    return folder / STEPS / str(steps[-1] if step is None else step) / PARAMS
+    steps = folder / run_steps.STEPS
+    if not steps.is_dir():
+        raise ValueError(
+            f"{folder} has {POLICY} but neither {PARAMS}/ nor {run_steps.STEPS}/: no parameters were saved yet"
+        )
+    found = run_steps.choose(folder, run_steps.NEWEST if step is None else step, warnings.warn)
+    return steps / str(found) / PARAMS
 
 
 def stored_facts(params: Path, shapes: Any) -> dict[str, TensorFacts]:

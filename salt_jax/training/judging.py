@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +16,42 @@ from rich.console import Console
 
 from salt_jax.evaluate import Evaluation, ProblemResult, by_part, collect, decode_completions, summarize
 from salt_jax.evaluate_scores import powers_of_two
+from salt_jax.graders import Grades
+from salt_jax.policy.sampler import Samples
 from salt_jax.tasks import Task, prompt_batches
-from salt_jax.training import setup
-from salt_jax.training.generation import jit_sampler
+from salt_jax.training import hosts, setup
+from salt_jax.training.generation import grade_shares, jit_sampler
 from salt_jax.training.settings import ConfigError, RunConfig
+from salt_jax.training.sharding import replicated
 from salt_jax.training.state import make_policy
 
 Judge = Callable[[Any], list[ProblemResult]]
 
 
-def make_judge(run: RunConfig, task: Task, policy: Any, params: Any, mesh: Mesh, grade: setup.Grade) -> Judge:
+def make_judge(
+    run: RunConfig,
+    task: Task,
+    policy: Any,
+    params: Any,
+    mesh: Mesh,
+    grade: setup.Grade,
+    *,
+    poll: Callable[[], None] = lambda: None,
+) -> Judge:
     """A function from parameters to the results on the test split, with config.evaluation's samples and temperature.
 
     The random key depends on config.seed and the place of a call, not on the training step: evaluations of one run,
-    and of runs that differ in training alone, share their luck.
+    and of runs that differ in training alone, share their luck. Every process has all results, and grades a share of
+    them. ``poll`` is called before each generation and between its waves; what it raises ends the evaluation.
     """
     source, _ = setup.prompts_of(run, task, "test")
     problems = [source[i] for i in range(min(run.evaluation.problems, len(source)))]
     generate = jit_sampler(
         policy, params, mesh, group_size=run.evaluation.samples, config=run.evaluation_sampling,
         tokenizer=task.tokenizer, waves=setup.evaluation_waves(run, setup.policy_config(run, task)),
+        poll=poll,
     )
+    everywhere = jax.jit(lambda samples: samples, out_shardings=replicated(mesh)) if hosts.count() > 1 else None
     key = jax.random.fold_in(jax.random.key(run.seed), 0x65)  # not the keys of data and parameters
 
     def judge(params: Any) -> list[ProblemResult]:
@@ -43,13 +59,31 @@ def make_judge(run: RunConfig, task: Task, policy: Any, params: Any, mesh: Mesh,
             problems, task.tokenizer, batch_size=run.evaluation.batch_size,
             max_prompt_length=run.rollouts.max_prompt_length, seed=0, shuffle=False, repeat=False,
         )
+
+        def sampled(prompts: Any, mask: Any, number: int) -> Samples:
+            made = generate(params, prompts, mask, jax.random.fold_in(key, number))
+            return made if everywhere is None else everywhere(made)
+
         return collect(
-            lambda prompts, mask, number: generate(params, prompts, mask, jax.random.fold_in(key, number)),
-            batches, lambda samples: decode_completions(task, samples), grade, samples=run.evaluation.samples,
+            sampled, batches, lambda samples: decode_completions(task, samples), shared(grade),
+            samples=run.evaluation.samples,
             prompts={problem.id: shown(problem.prompt) for problem in problems},
         )
 
     return judge
+
+
+def shared(grade: setup.Grade) -> setup.Grade:
+    """The same grades, where each process works on a share of the completions."""
+    if hosts.count() == 1:
+        return grade
+
+    def of_all(texts: Sequence[str], references: Sequence[str]) -> Grades:
+        rows = range(hosts.index(), len(texts), hosts.count())
+        mine = [texts[i] for i in rows], [references[i] for i in rows]
+        return grade_shares(grade, rows, *mine, len(texts))[0]
+
+    return of_all
 
 
 def shown(prompt: Any) -> str:
@@ -86,13 +120,16 @@ def sentence(run: RunConfig, result: Evaluation) -> str:
     return f"{name} {result.accuracy:.3f}{more} {where}{missing}"
 
 
-def evaluate_run(config: Any, run_folder: Path | None, console: Console) -> list[ProblemResult]:
+def evaluate_run(
+    config: Any, run_folder: Path | None, console: Console, step: int | None = None
+) -> list[ProblemResult]:
     """Results of a policy on the config's test split.
 
     Args:
       config: ConfigDict with every key of configs/base.py.
-      run_folder: a run's workdir, whose newest checkpoint is taken; None for the model at config.model.path.
+      run_folder: a run's workdir; None for the model at config.model.path.
       console: where to say what is evaluated.
+      step: of the run's checkpoint, from ``setup.final_step``; its newest that is sound by default.
 
     Returns:
       One result a problem.
@@ -116,8 +153,12 @@ def evaluate_run(config: Any, run_folder: Path | None, console: Console) -> list
         if run_folder is None:
             params = setup.initial_params(run, config, jax.random.key(0), mesh)
         else:
-            params = setup.final_params(run_folder, setup.abstract_params(config, mesh), f"--run={run_folder}")
+            named, shapes = f"--run={run_folder}", setup.abstract_params(config, mesh)
+            if step is None:
+                warn = functools.partial(console.print, markup=False, soft_wrap=True)
+                step = setup.final_step(run_folder, named, warn)
+            params = setup.params_at(run_folder, step, shapes, named)
         judge = make_judge(run, task, make_policy(config, mesh), params, mesh, grade)
-        source = run.model.path if run_folder is None else run_folder
+        source = run.model.path if run_folder is None else f"{run_folder} at step {step}"
         console.print(f"evaluating {source}: {run.evaluation.samples} samples a problem", highlight=False)
         return judge(params)

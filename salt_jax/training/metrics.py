@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from salt_jax.training.events import EventFile
 from salt_jax.training.workdir import append_record
 
 # metric -> (label, format) of what a person sees while the run goes on
@@ -25,31 +24,6 @@ SHOWN = {
     "salt/n_eff": ("n_eff", ".2f"),
     "tokens_per_second": ("tok/s", ",.0f"),
 }
-
-
-class NonFiniteError(RuntimeError):
-    """A statistic of the step is NaN or infinite; the message names it, the step and the last checkpoint.
-
-    Example:
-      >>> raise NonFiniteError("step 3: loss is nan")
-      Traceback (most recent call last):
-      salt_jax.training.metrics.NonFiniteError: step 3: loss is nan
-    """
-
-
-def check_finite(step: int, values: Mapping[str, float], checkpoint: str) -> None:
-    """Raises at the first statistic that is not finite; a Gram matrix says so through ``gram_finite``.
-
-    Example:
-      >>> check_finite(3, {"loss": float("nan")}, "none yet")
-      Traceback (most recent call last):
-      salt_jax.training.metrics.NonFiniteError: step 3: loss is nan; last good checkpoint: none yet
-    """
-    bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
-    if values.get("geometry/gram_finite", 1.0) < 1.0:
-        bad = "geometry/gram_finite"
-    if bad is not None:
-        raise NonFiniteError(f"step {step}: {bad} is {values[bad]}; last good checkpoint: {checkpoint}")
 
 
 def headline(values: Mapping[str, float]) -> str:
@@ -94,9 +68,7 @@ class MetricWriter:
         self._path, self._total, self._label, self._print_every = path, total, label, print_every
         self._console = console
         self._began, self._start = time.perf_counter(), start
-        self._events = None
-        if events is not None:
-            self._events = tensorboardX.SummaryWriter(str(events), purge_step=start + 1, write_to_disk=True)
+        self._events = None if events is None else EventFile(events, start)
         self._progress = None
         if console.is_terminal:
             columns = (
@@ -129,8 +101,7 @@ class MetricWriter:
 
     def _send(self, step: int, values: Mapping[str, Any]) -> None:
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, value, step)
+            self._events.write(step, values)
 
     def close(self) -> None:
         """Ends the progress bar and flushes the events."""

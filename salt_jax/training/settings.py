@@ -10,6 +10,7 @@ from salt_jax.objective import ObjectiveConfig
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
+from salt_jax.tasks.records import one_line
 
 
 class ConfigError(ValueError):
@@ -20,6 +21,9 @@ class ConfigError(ValueError):
       Traceback (most recent call last):
       salt_jax.training.settings.ConfigError: config.steps = -1 is not allowed; allowed: integers >= 0
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +173,42 @@ class CheckpointConfig:
 
     every: int
     keep: int
+    best_by: str
+    best_mode: str
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardsConfig:
+    """How many steps in a row may skip a non-finite update before the run stops."""
+
+    max_skipped: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MonitorsConfig:
+    """Thresholds of a step's metrics: ``…_warn`` warns, ``…_stop`` stops; None does neither.
+
+    Entropy in nats a token, approx_kl and kl_ref in nats a token, ratio: the largest of a step, sampler_gap: mean
+    absolute difference of the sampler's and the trainer's log-probs in nats, truncated: share of the completions.
+    """
+
+    entropy_low_warn: float | None
+    entropy_low_stop: float | None
+    entropy_high_warn: float | None
+    entropy_high_stop: float | None
+    approx_kl_high_warn: float | None
+    approx_kl_high_stop: float | None
+    kl_ref_high_warn: float | None
+    kl_ref_high_stop: float | None
+    ratio_high_warn: float | None
+    ratio_high_stop: float | None
+    sampler_gap_high_warn: float | None
+    sampler_gap_high_stop: float | None
+    grad_norm_high_warn: float | None
+    grad_norm_high_stop: float | None
+    truncated_high_warn: float | None
+    truncated_high_stop: float | None
+    patience: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +226,6 @@ class LoggingConfig:
 
     tensorboard: bool
     print_every: int
-    warn_truncated: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,6 +254,8 @@ class RunConfig:
     warm_start: WarmStartConfig
     evaluation: EvaluationConfig
     checkpoint: CheckpointConfig
+    guards: GuardsConfig
+    monitors: MonitorsConfig
     mesh: MeshConfig
     logging: LoggingConfig
 

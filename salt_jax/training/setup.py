@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from salt_jax.graders import Grader, Grades
 from salt_jax.graders.pool import GraderPool
+from salt_jax.policy import run_steps
 from salt_jax.policy.attention import check_backend
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
@@ -30,12 +31,12 @@ from salt_jax.tasks import (
     check_solution_lengths,
     fitting,
 )
-from salt_jax.training import workdir
-from salt_jax.training.checkpoint import Checkpoints
+from salt_jax.training import hosts, workdir
+from salt_jax.training.checkpoint import CheckpointError, Checkpoints, chosen_step
 from salt_jax.training.collect.checks import check_problems
 from salt_jax.training.config import OPTIONS, parse
 from salt_jax.training.settings import ConfigError, RunConfig
-from salt_jax.training.sharding import make_mesh, path_of, tree_shardings
+from salt_jax.training.sharding import make_mesh, path_of, replicated, tree_shardings
 from salt_jax.training.state import init_params
 
 TRAIN = "train"  # the phase whose checkpoints hold a run's policy
@@ -119,7 +120,9 @@ def checked_mesh(run: RunConfig, config: TransformerConfig) -> Mesh:
     with naming("config.policy."):
         check_backend(run.policy.attention, jax.default_backend())
     with naming(""):
-        return make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
+        mesh = make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
+    hosts.check_mesh(mesh)
+    return mesh
 
 
 @contextlib.contextmanager
@@ -233,7 +236,7 @@ def initial_params(
     if run.model.path and pretrained:
         options = {name: getattr(config, name) for name in OPTIONS}
         return open_checkpoint(run.model.path, **options).load(shardings)
-    return jax.jit(make, out_shardings=shardings)(key)
+    return jax.jit(make, out_shardings=shardings)(hosts.put(key, replicated(mesh)))
 
 
 def abstract_params(config: TransformerConfig, mesh: Mesh) -> Any:
@@ -246,15 +249,37 @@ def abstract_params(config: TransformerConfig, mesh: Mesh) -> Any:
     return jax.tree.map(at, shapes, tree_shardings(shapes, mesh))
 
 
-def final_params(source: Path, params: Any, named: str) -> Any:
+def final_params(source: Path, params: Any, named: str, warn: Callable[[str], None] = print) -> Any:
     """The newest parameters of another run, laid out like ``params``; ``named`` says where they were asked for."""
-    folder = source.absolute() / "checkpoints" / TRAIN
-    step = None
-    if folder.is_dir():
-        checkpoints = Checkpoints(folder, keep=None)
-        step = checkpoints.latest_step()
-    if step is None:
-        raise ConfigError(f"{named} has no checkpoint")
-    params = checkpoints.restore_params(step, params)
-    checkpoints.close()
-    return params
+    return params_at(source, final_step(source, named, warn), params, named)
+
+
+def final_step(
+    source: Path, named: str, warn: Callable[[str], None] = print, checkpoint: str | int = run_steps.NEWEST
+) -> int:
+    """The step of another run's checkpoint whose parameters are sound.
+
+    Args:
+      source: the run's workdir, which is only read.
+      named: where it was asked for.
+      warn: takes a line about a damaged checkpoint.
+      checkpoint: 'newest', 'best' or a step, see ``run_steps.choose``.
+
+    Raises:
+      ConfigError: if there is no such checkpoint, or it is damaged.
+    """
+    try:
+        return chosen_step(source.absolute(), checkpoint, warn)
+    except CheckpointError as error:
+        raise ConfigError(f"{named}: {error}") from None
+
+
+def params_at(source: Path, step: int, params: Any, named: str) -> Any:
+    """Another run's parameters at a step that ``final_step`` has found, laid out like ``params``."""
+    checkpoints = Checkpoints(source.absolute() / run_steps.STEPS, keep=None)
+    try:
+        return checkpoints.restore_params(step, params)
+    except CheckpointError as error:
+        raise ConfigError(f"{named}: {error}") from None
+    finally:
+        checkpoints.close()

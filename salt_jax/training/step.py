@@ -4,6 +4,9 @@ Two forms of the same mathematics. A single-shot step (one minibatch, one epoch,
 geometry from the hidden states of its own loss. Otherwise a pass over the whole rollout batch gives the old
 log-probs, and the geometry is harvested there. Either way SALT costs no forward of the backbone of its own,
 its unit is the minibatch, and how the minibatch is split for memory changes nothing.
+
+An optimizer update whose loss, advantages, gradient norm or (where SALT is on) Gram matrix is not finite changes
+nothing and is counted.
 """
 
 from __future__ import annotations
@@ -32,8 +35,15 @@ from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
 from salt_jax.training.state import TrainState, vocabulary
-from salt_jax.training.step_metrics import average, reward_metrics, track_entropy
-from salt_jax.training.weighing import Batch, needs_choices, needs_kept_mass, weigh, with_advantages
+from salt_jax.training.step_metrics import GUARDED, average, reward_metrics, track_entropy
+from salt_jax.training.weighing import (
+    Batch,
+    advantages_finite,
+    needs_choices,
+    needs_kept_mass,
+    weigh,
+    with_advantages,
+)
 
 __all__ = [
     "accumulated_grads", "apply", "jit_train_step", "salt_key", "sampling_key", "single_shot", "sketch_key",
@@ -59,6 +69,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     measure: bool = False,
     layout: Layout | None = None,
+    guard: bool = True,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One rollout batch: advantages, geometry, and minibatches × epochs optimizer steps. Pure.
 
@@ -70,9 +81,10 @@ def train_step(
       optimizer: from ``make_optimizer``.
       measure: report the geometry although SALT is off.
       layout: where rollouts and parameters lie on a mesh; None on one device.
+      guard: false applies every update, also one that is not finite: to measure what the guard costs.
 
     Returns:
-      The state after the step, and scalar metrics.
+      The state after the step, and scalar metrics; ``guards/skipped`` counts the updates that changed nothing.
     """
     metrics = reward_metrics(rollouts, run.rollouts.rollouts_per_prompt, run.evaluation.correct_from)
     batch = Batch(rollouts)
@@ -88,11 +100,11 @@ def train_step(
     if updates == 1 and run.learner.microbatches == 1:
         state, seen = single_shot(
             state, batch, run=run, policy=policy, optimizer=optimizer, geometry=with_geometry,
-            layout=layout, sketch=sketch,
+            layout=layout, sketch=sketch, guard=guard,
         )
         return finish(state, run), metrics | seen
 
-    entropy_range = state.entropy_range
+    entropy_range, moment = state.entropy_range, None
     scores: CompletionScores | None = None
     if updates > 1 or with_geometry or run.objective.needs - {"key", "ref_log_probs"}:
         wanted = with_geometry and run.geometry.feature in HIDDEN_FEATURES
@@ -101,10 +113,10 @@ def train_step(
             kept="log_proxy" in run.objective.needs,
         )
         batch = dataclasses.replace(batch, old_log_probs=scores.log_probs)
-        state = with_basis(state, moment)
     batch, seen = with_advantages(state, batch, run, scores)
     metrics |= seen
     batches = split_minibatches(batch, run)
+    sound = finite = jax.vmap(advantages_finite)(batches)
     if with_geometry or needs_choices(run, rollouts):
         entropy = None
         if with_geometry:
@@ -119,21 +131,26 @@ def train_step(
         of_each = None if scores is None else split_minibatches(scores, run)
         batches, seen = jax.lax.map(lambda x: unit(*x), (batches, of_each, keys))
         metrics |= average(seen)
+        finite &= jax.vmap(advantages_finite)(batches)
+        sound = finite & seen["geometry/gram_finite"] if run.geometry.enabled else finite
 
-    def update(carry: tuple[Any, Any], batch: Batch) -> tuple[tuple[Any, Any], dict[str, Array]]:
-        params, opt_state = carry
+    def update(carry: tuple[Any, Any], given: tuple[Batch, Array]) -> tuple[tuple[Any, Any], dict[str, Array]]:
+        (params, opt_state), (batch, sound) = carry, given
         grads, loss_metrics = accumulated_grads(params, batch, run=run, policy=policy, layout=layout)
-        params, opt_state, norms = apply(params, opt_state, grads, optimizer)
+        sound = sound & jnp.isfinite(loss_metrics["loss"])
+        params, opt_state, norms = apply(params, opt_state, grads, optimizer, sound if guard else None)
         return (params, opt_state), loss_metrics | norms
 
     carry = (state.params, state.opt_state)
     per_epoch = []
     for _ in range(run.learner.epochs):
-        carry, seen = jax.lax.scan(update, carry, batches)
+        carry, seen = jax.lax.scan(update, carry, (batches, sound))
         per_epoch.append(seen)
     metrics |= average(jax.tree.map(lambda *x: jnp.concatenate(x), *per_epoch))
-    state = dataclasses.replace(state, params=carry[0], opt_state=carry[1], entropy_range=entropy_range)
-    return finish(state, run), metrics
+    metrics["guards/advantages_finite"] = jnp.all(finite)
+    state = dataclasses.replace(state, params=carry[0], opt_state=carry[1])
+    learnt = metrics[GUARDED] < updates if guard else None
+    return finish(with_observed(state, entropy_range, moment, learnt), run), metrics
 
 
 def single_shot(
@@ -146,6 +163,7 @@ def single_shot(
     geometry: bool,
     layout: Layout | None = None,
     sketch: Sketch | None = None,
+    guard: bool = True,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One optimizer step on the whole batch; the geometry comes from the loss's own hidden states."""
 
@@ -159,17 +177,23 @@ def single_shot(
             now, entropy_range = track_entropy(constant.entropy, batch.rollouts, entropy_range)
             entropy = (now, entropy_range[0], entropy_range[1])
         ready, seen = with_advantages(state, batch, run, constant)
+        finite = advantages_finite(ready)
         keys = jnp.stack([jax.random.split(key(state), 1)[0] for key in (salt_key, token_key)])  # of one minibatch
         still = dataclasses.replace(state, params=jax.lax.stop_gradient(params))
         ready, of_geometry = weigh(run, policy, still, ready, constant, keys, entropy, layout)
+        seen["guards/advantages_finite"] = finite & advantages_finite(ready)
         total, denominator, metrics = _loss(run, ready, scores)
         scale = jnp.maximum(denominator, 1)
         return total / scale, (finalize(metrics) | seen | of_geometry, entropy_range, scores.moment)
 
     grads, (metrics, entropy_range, moment) = jax.grad(loss, has_aux=True)(state.params)
-    params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer)
-    state = dataclasses.replace(state, params=params, opt_state=opt_state, entropy_range=entropy_range)
-    return with_basis(state, moment), metrics | norms
+    sound = metrics["guards/advantages_finite"] & jnp.isfinite(metrics["loss"])
+    if run.geometry.enabled:
+        sound &= metrics["geometry/gram_finite"]
+    params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer, sound if guard else None)
+    state = dataclasses.replace(state, params=params, opt_state=opt_state)
+    learnt = norms[GUARDED] == 0 if guard else None
+    return with_observed(state, entropy_range, moment, learnt), metrics | norms
 
 
 def accumulated_grads(
@@ -232,17 +256,54 @@ def _loss(run: RunConfig, batch: Batch, scores: CompletionScores) -> tuple[Array
 
 
 def apply(
-    params: Any, opt_state: Any, grads: Any, optimizer: optax.GradientTransformation
+    params: Any,
+    opt_state: Any,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    sound: Array | None = None,
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """One optimizer step; also the global norms of the gradient and of the update."""
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-    return optax.apply_updates(params, updates), opt_state, norms
+    """One optimizer step; also the global norms of the gradient and of the update.
+
+    Args:
+      params: before it.
+      opt_state: before it.
+      grads: of the loss.
+      optimizer: from ``make_optimizer``.
+      sound: scalar bool, whether all that the gradient was made from is finite; None applies it whatever it is.
+
+    Returns:
+      Parameters and optimizer state, as they were unless ``sound`` and the gradient's norm is finite; and metrics.
+    """
+    norm = optax.tree.norm(grads)
+
+    def move(params: Any, opt_state: Any) -> tuple[Any, Any, Array]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, optax.tree.norm(updates)
+
+    if sound is None:
+        params, opt_state, update_norm = move(params, opt_state)
+        return params, opt_state, {"grad_norm": norm, "update_norm": update_norm, GUARDED: jnp.zeros(())}
+    sound = sound & jnp.isfinite(norm)
+    # A branch: what it does not take it passes on in place. Selecting number by number, XLA keeps old moments and new.
+    stay = lambda params, opt_state: (params, opt_state, jnp.zeros_like(norm))
+    params, opt_state, update_norm = jax.lax.cond(sound, move, stay, params, opt_state)
+    return params, opt_state, {"grad_norm": norm, "update_norm": update_norm, GUARDED: 1.0 - sound}
 
 
-def with_basis(state: TrainState, moment: Array | None) -> TrainState:
-    """The sketch's basis one round of subspace iteration further."""
-    return state if moment is None else dataclasses.replace(state, sketch_basis=orthonormal(moment))
+def with_observed(state: TrainState, entropy_range: Array, moment: Array | None, learnt: Array | None) -> TrainState:
+    """What a step saw on its way: the range of entropies, and the sketch's basis one round of iteration further.
+
+    Both stay as they were where they would not be finite, and in a step that ``learnt`` nothing (None: not asked).
+    """
+    seen = {"entropy_range": entropy_range}
+    if moment is not None:
+        seen["sketch_basis"] = orthonormal(moment)
+    if learnt is not None:
+        seen = {
+            name: jnp.where(learnt & jnp.all(jnp.isfinite(new)), new, getattr(state, name))
+            for name, new in seen.items()
+        }
+    return dataclasses.replace(state, **seen)
 
 
 def finish(state: TrainState, run: RunConfig) -> TrainState:
@@ -252,13 +313,20 @@ def finish(state: TrainState, run: RunConfig) -> TrainState:
 
 
 def jit_train_step(
-    run: RunConfig, policy: Any, optimizer: Any, mesh: Mesh, state: TrainState, *, measure: bool = False
+    run: RunConfig,
+    policy: Any,
+    optimizer: Any,
+    mesh: Mesh,
+    state: TrainState,
+    *,
+    measure: bool = False,
+    guard: bool = True,
 ) -> Callable[[TrainState, RolloutBatch], tuple[TrainState, dict[str, Array]]]:
     """``train_step`` jitted with in and out shardings on ``mesh``; the state is donated."""
     shardings = tree_shardings(state, mesh)
     layout = mesh_layout(mesh, vocabulary(state.params))
     step = functools.partial(
-        train_step, run=run, policy=policy, optimizer=optimizer, measure=measure, layout=layout
+        train_step, run=run, policy=policy, optimizer=optimizer, measure=measure, layout=layout, guard=guard
     )
     return jax.jit(
         step,

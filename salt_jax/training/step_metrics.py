@@ -9,6 +9,7 @@ from salt_jax.objective.filters import informative_groups
 from salt_jax.rollout import RolloutBatch, bundle
 
 Array = jax.Array
+GUARDED = "guards/skipped"  # optimizer updates of a step that were not finite and changed nothing
 
 
 def reward_metrics(
@@ -42,8 +43,6 @@ def track_entropy(entropy: Array, rollouts: RolloutBatch, seen: Array) -> tuple[
 
 
 def average(stacked: dict[str, Array]) -> dict[str, Array]:
-    """One scalar a metric over the minibatches and epochs of a step: the mean, or the maximum for ``*_max``."""
-    return {
-        name: jnp.max(x) if name.endswith("_max") else jnp.mean(x.astype(jnp.float32))
-        for name, x in stacked.items()
-    }
+    """One scalar a metric over the minibatches and epochs of a step: the mean, the maximum for ``*_max``, a count."""
+    reduce = {name: jnp.max if name.endswith("_max") else jnp.mean for name in stacked} | {GUARDED: jnp.sum}
+    return {name: reduce[name](x.astype(jnp.float32)) for name, x in stacked.items()}

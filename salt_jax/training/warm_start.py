@@ -18,6 +18,7 @@ from salt_jax.objective.otr import streamed_otr
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Task, solution_batches
+from salt_jax.training import hosts
 from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import batch_sharding, replicated, tree_shardings
 from salt_jax.training.sharding import layout as mesh_layout
@@ -72,8 +73,8 @@ def warm_start_step(
       layout: where rows and parameters lie on a mesh; None on one device.
 
     Returns:
-      The state after the step; ``loss``, in nats a token for 'sft', and ``grad_norm``; with the others ``nll``, what
-      the loss of 'sft' would be.
+      The state after the step; ``loss``, in nats a token for 'sft', norms and ``guards/skipped``, 1 where one of
+      these was not finite and nothing changed; with the other objectives ``nll``, what the loss of 'sft' would be.
     """
     rows = batch["prompt_tokens"].shape[0]
     blank = jnp.zeros(rows)
@@ -104,7 +105,7 @@ def warm_start_step(
         return value, {"nll": nll}
 
     (value, more), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer)
+    params, opt_state, norms = apply(state.params, state.opt_state, grads, optimizer, jnp.isfinite(value))
     state = dataclasses.replace(state, params=params, opt_state=opt_state, step=state.step + 1)
     return state, {"loss": value} | more | norms
 
@@ -124,6 +125,6 @@ def jit_warm_start_step(
     names = ("prompt_tokens", "prompt_mask", "completion_tokens", "completion_mask")
 
     def put_and_step(state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, dict[str, Array]]:
-        return step(state, jax.device_put({name: batch[name] for name in names}, batch_at))
+        return step(state, hosts.put({name: batch[name] for name in names}, batch_at))
 
     return put_and_step

@@ -123,6 +123,14 @@ def weigh(
     return batch, seen
 
 
+def advantages_finite(batch: Batch) -> Array:
+    """Scalar bool: whether the advantages of every graded row, () or (T,) each, are finite numbers."""
+    advantages, rollouts = batch.advantages, batch.rollouts
+    assert advantages is not None
+    counted = rollouts.valid & rollouts.rewarded if advantages.ndim == 1 else rollouts.loss_mask
+    return jnp.all(jnp.isfinite(jnp.where(counted, advantages, 0)))
+
+
 def needs_choices(run: RunConfig, rollouts: RolloutBatch) -> bool:
     """Whether anything is decided token by token."""
     return run.objective.chooses_tokens or "demonstration" in rollouts.extra

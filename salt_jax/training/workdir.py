@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 from collections.abc import Mapping
@@ -17,6 +18,35 @@ TEXTS = "evaluations"  # folder of completions, one file an evaluation, with con
 WARM_START = "warm_start.jsonl"  # one a warm-start step
 SUMMARY = "summary.json"  # before, after, wall time; written when the run has ended
 _TEMPORARY = ".writing-"
+LOCK = ".lock"  # held by the process at work in the folder
+
+# Keys that a resumed run may have changed: where and how it computes, what it says and keeps, not what it computes.
+MAY_CHANGE = (
+    "config.mesh.*", "config.checkpoint.*", "config.logging.*", "config.grading.*", "config.guards.*",
+    "config.monitors.*", "config.policy.attention", "config.policy.remat", "config.sampling.wave_mib",
+    "config.salt.memory_mib", "config.salt.vocab_chunk", "config.learner.microbatches", "config.learner.vocab_chunk",
+)  # fmt: skip
+SAME_BITS = ("config.checkpoint.*", "config.logging.*", "config.guards.*", "config.monitors.*")  # of these
+
+
+class StorageError(RuntimeError):
+    """A file of the run could not be written; the message names the step, the file and the last good checkpoint.
+
+    Example:
+      >>> raise StorageError("step 3: /runs/a/metrics.jsonl: No space left on device")
+      Traceback (most recent call last):
+      salt_jax.training.workdir.StorageError: step 3: /runs/a/metrics.jsonl: No space left on device
+    """
+
+
+def reason(error: OSError, folder: Path) -> str:
+    """What went wrong with which file; ``folder`` where the error does not say.
+
+    Example:
+      >>> reason(OSError(28, "No space left on device", "/runs/a/metrics.jsonl"), Path("/runs/a"))
+      '/runs/a/metrics.jsonl: No space left on device'
+    """
+    return f"{error.filename or folder}: {error.strerror or error}"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -45,6 +75,23 @@ def flat(values: Mapping[str, Any], prefix: str = "config") -> dict[str, Any]:
     return out
 
 
+def changes(workdir: Path, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose value is another than that of the run in ``workdir``, each with the one there and the one here."""
+    there, here = flat(json.loads((workdir / CONFIG).read_text())), flat(json.loads(json.dumps(config)))
+    keys = sorted(there.keys() | here.keys())
+    return {key: (there.get(key), here.get(key)) for key in keys if there.get(key) != here.get(key)}
+
+
+def named(key: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a dotted key is among some patterns.
+
+    Example:
+      >>> named("config.mesh.data", MAY_CHANGE), named("config.salt.rho", MAY_CHANGE)
+      (True, False)
+    """
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
 def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
     """Whether a run may use ``workdir``; writes nothing.
 
@@ -53,45 +100,84 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
       config: the run's configuration as a nested dict.
 
     Returns:
-      True if the folder holds a run with this configuration, which is then resumed.
+      True if the folder holds a run with this configuration, or one that differs in ``MAY_CHANGE`` alone, which is
+      then resumed.
 
     Raises:
       ConfigError: if it holds another configuration, naming the keys that differ, or files of no run.
     """
-    if workdir.exists() and not workdir.is_dir():
+    try:
+        there = workdir.exists()
+    except OSError as error:  # a name that is too long
+        raise ConfigError(f"--workdir={workdir}: {error.strerror}") from None
+    if there and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file; name a folder")
     if not workdir.exists():
         return False
     if not (workdir / CONFIG).exists():
-        others = [p.name for p in workdir.iterdir() if not p.name.startswith(_TEMPORARY)]
+        others = [p.name for p in workdir.iterdir() if not p.name.startswith(_TEMPORARY) and p.name != LOCK]
         if others:
             raise ConfigError(
                 f"--workdir={workdir} holds {min(others)} but no {CONFIG}: not a run; name another folder"
             )
         return False
-    saved = flat(json.loads((workdir / CONFIG).read_text()))
-    ours = flat(json.loads(json.dumps(config)))
-    changed = [key for key in sorted(saved.keys() | ours.keys()) if saved.get(key) != ours.get(key)]
+    try:
+        found = changes(workdir, config)
+    except ValueError:
+        raise ConfigError(f"--workdir={workdir}: {CONFIG} cannot be read: not a run; name another folder") from None
+    changed = {key: values for key, values in found.items() if not named(key, MAY_CHANGE)}
     if changed:
-        shown = ", ".join(f"{key} is {saved.get(key)!r} there and {ours.get(key)!r} here" for key in changed[:4])
+        first = list(changed.items())[:4]
+        shown = ", ".join(f"{key} is {there!r} there and {here!r} here" for key, (there, here) in first)
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise ConfigError(f"--workdir={workdir} holds another configuration: {shown}{more}; name another folder")
     return True
 
 
-def open_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder and stores the configuration, after ``check_workdir`` has allowed it."""
-    workdir.mkdir(parents=True, exist_ok=True)
+def check_shared(workdir: Path) -> None:
+    """That this process sees the folder that the first process of the run has opened.
+
+    Raises:
+      ConfigError: if it does not.
+    """
     if not (workdir / CONFIG).exists():
+        raise ConfigError(f"--workdir={workdir} is not shared: {CONFIG}, which process 0 has written, is not there")
+
+
+def open_workdir(workdir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Makes the folder and stores the configuration, after ``check_workdir`` has allowed it.
+
+    Returns:
+      Lines that a person should read: the keys that differ from the run that is resumed.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    found = changes(workdir, config) if (workdir / CONFIG).exists() else {}
+    if found or not (workdir / CONFIG).exists():
         write_atomically(workdir / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if not found:
+        return []
+    shown = ", ".join(f"{key} was {there!r} and is {here!r}" for key, (there, here) in found.items())
+    bits = "" if all(named(key, SAME_BITS) for key in found) else "; the same bits are not promised"
+    return [f"resumed with another configuration: {shown}{bits}"]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line cut off by a kill is left out."""
+    """The objects of a JSON-lines file; a last line cut off by a kill is left out.
+
+    Raises:
+      StorageError: another line is no JSON object with a step, naming it.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is incomplete
+    records = []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is incomplete
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+            records[-1]["step"]
+        except (ValueError, TypeError, KeyError):
+            raise StorageError(f"{path}: line {number} is damaged: delete it, or what follows it too") from None
+    return records
 
 
 def rewind(path: Path, step: int) -> None:

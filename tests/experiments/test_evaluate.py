@@ -15,6 +15,7 @@ from rich.console import Console
 
 from experiments import cli, evaluate, scores
 from salt_jax.evaluate import ProblemResult, read_problems, summarize
+from salt_jax.policy.integrity import seal
 from salt_jax.training.workdir import ConfigError
 
 
@@ -154,12 +155,12 @@ def test_a_comparison_without_an_interval(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """`command(flag=value)` runs main with a policy that gives BETTER; `asked` has what it was called with."""
+    """`command(flag=value)` runs main with a policy that gives BETTER; `asked` has its runs and steps."""
     asked = []
     judging = types.ModuleType("salt_jax.training.judging")
 
-    def evaluate_run(config, run_folder, console):
-        asked.append(run_folder)
+    def evaluate_run(config, run_folder, console, step):
+        asked.append((run_folder, step))
         return BETTER
 
     judging.evaluate_run = evaluate_run
@@ -169,10 +170,11 @@ def command(monkeypatch, tmp_path):
     def flag(value):
         return types.SimpleNamespace(value=value)
 
-    def command(out, run=None, baseline=None):
+    def command(out, run=None, baseline=None, checkpoint=None):
         monkeypatch.setattr(cli, "WORKDIR", flag(str(out)))
         monkeypatch.setattr(cli, "CONFIG", flag(config))
         monkeypatch.setattr(evaluate, "RUN", flag(run and str(run)))
+        monkeypatch.setattr(evaluate, "CHECKPOINT", flag(checkpoint))
         monkeypatch.setattr(evaluate, "BASELINE", flag(baseline and str(baseline)))
         evaluate.main()
 
@@ -182,7 +184,7 @@ def command(monkeypatch, tmp_path):
 
 def test_the_command_writes_and_prints(command, tmp_path, capsys):
     command(tmp_path / "out")
-    assert command.asked == [None]
+    assert command.asked == [(None, None)]
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (record["accuracy"], record["run"]) == (0.625, None)
     assert record["config"] == {"task": {"name": "arithmetic"}, "evaluation": {"correct_from": 1.0}}
@@ -194,13 +196,53 @@ def test_the_command_writes_and_prints(command, tmp_path, capsys):
 
 def test_the_command_compares(command, tmp_path, capsys):
     save(tmp_path / "base")
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.json").write_text("{}")
+    run = saved_run(tmp_path)
     command(tmp_path / "out", run=run, baseline=tmp_path / "base")
-    assert command.asked == [run]
+    assert command.asked == [(run, 8)]
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["difference"] == 0.25
     assert "+0.250" in capsys.readouterr().out
+
+
+def saved_run(folder):
+    """A run with checkpoints of steps 0, 4 and 8, best at 4."""
+    run = folder / "run"
+    for step in (0, 4, 8):
+        params = run / "checkpoints" / "train" / str(step) / "params"
+        params.mkdir(parents=True)
+        (params / "p").write_text(str(step))
+        seal(params.parent, step, {})
+    (run / "config.json").write_text('{"checkpoint": {"best_by": "accuracy", "best_mode": "max"}}')
+    rows = ({"step": step, "accuracy": value} for step, value in ((0, 0.1), (4, 0.3), (8, 0.2)))
+    (run / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+@pytest.mark.parametrize(("checkpoint", "step"), [(None, 8), ("newest", 8), ("best", 4), ("0", 0)])
+def test_which_checkpoint(checkpoint, step, command, tmp_path):
+    run = saved_run(tmp_path)
+    command(tmp_path / "out", run=run, checkpoint=checkpoint)
+    assert command.asked == [(run, step)]
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["step"] == step
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "words"),
+    [("5", "--run=.*/run: .*/train has no step 5; it has 0, 4, 8$"), ("last", "allowed: newest, best or a step$")],
+)
+def test_a_checkpoint_that_is_not_there(checkpoint, words, command, tmp_path):
+    with pytest.raises(ConfigError, match=words):
+        command(tmp_path / "out", run=saved_run(tmp_path), checkpoint=checkpoint)
+    with pytest.raises(ConfigError, match="--checkpoint=best needs --run"):
+        command(tmp_path / "out", checkpoint="best")
+    assert command.asked == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line(command, tmp_path, capsys):
+    run = saved_run(tmp_path)
+    (run / "checkpoints" / "train" / "8" / "params" / "p").write_text("9")
+    command(tmp_path / "out", run=run)
+    assert command.asked == [(run, 4)]
+    assert "train/8 is damaged: params/p has another SHA-256" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["out", "run", "baseline"])

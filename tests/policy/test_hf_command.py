@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from salt_jax.policy.hf import export, import_checkpoint, main, open_checkpoint, write_policy_json
+from salt_jax.policy.integrity import seal
 from salt_jax.policy.rope import RopeScaling
 from salt_jax.training.state import init_params
 from tests import hf_checkpoints as setup
@@ -58,6 +60,8 @@ def save_steps(workdir, steps):
                 params=ocp.args.StandardSave(saved[step]), state=ocp.args.StandardSave({"step": np.int32(step)})
             )
             manager.save(step, args=items)
+            manager.wait_until_finished()
+            seal(workdir / "checkpoints" / "train" / str(step), step, {})
     return saved
 
 
@@ -74,9 +78,30 @@ def test_a_workdir_opens_at_a_step_and_at_its_last(model, tmp_path):
     with pytest.raises(ValueError, match="has no step 3; it has 2, 10"):
         open_checkpoint(workdir, step=3)
     assert open_checkpoint(workdir, attention="xla").config == dataclasses.replace(CONFIG, attention="xla")
-    assert main(["export", str(workdir), str(tmp_path / "out"), "--step", "2", "--dtype", "float32"]) == 0
+    assert main(["export", str(workdir), str(tmp_path / "out"), "--checkpoint", "2", "--dtype", "float32"]) == 0
     equal(open_checkpoint(tmp_path / "out").load(), saved[2])
     assert open_checkpoint(tmp_path / "out").stop_ids == (5, 6)
+
+
+def test_an_export_of_the_best_and_of_what_is_left(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    write_policy_json(workdir, CONFIG, None)
+    saved = save_steps(workdir, (2, 4, 6))
+    (workdir / "config.json").write_text('{"checkpoint": {"best_by": "accuracy", "best_mode": "max"}}')
+    rows = [{"step": step, "accuracy": value} for step, value in ((0, 0.9), (2, 0.5), (4, 0.25), (6, 0.1))]
+    (workdir / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["export", str(workdir), str(tmp_path / "best"), "--checkpoint=best", "--dtype=float32"]) == 0
+    equal(open_checkpoint(tmp_path / "best").load(), saved[2])
+    newest = next(path for path in (workdir / "checkpoints" / "train" / "6" / "params" / "d").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1] + b"!")
+    capsys.readouterr()
+    assert main(["export", str(workdir), str(tmp_path / "newest"), "--dtype=float32"]) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.match(r"warning: checkpoint .*/6 is damaged: params/d/.* SHA-256 .*; step 4 is used instead", error)
+    equal(open_checkpoint(tmp_path / "newest").load(), saved[4])
+    assert main(["export", str(workdir), str(tmp_path / "six"), "--checkpoint=6"]) == 2
+    assert re.match(r"error: checkpoint .*/6 is damaged: params/d/", capsys.readouterr().err)
 
 
 def test_a_workdir_of_a_random_policy(tmp_path):
@@ -139,7 +164,8 @@ def test_an_error_is_one_line_and_status_2(model, tmp_path, capsys):
         ["inspect", str(tmp_path / "nowhere")],
         ["import", str(model), str(tmp_path / "full")],
         ["export", str(model), str(tmp_path / "full")],
-        ["export", str(model), str(tmp_path / "out"), "--step", "3"],
+        ["export", str(model), str(tmp_path / "out"), "--checkpoint", "3"],
+        ["export", str(model), str(tmp_path / "out"), "--checkpoint", "last"],
         ["import", str(tmp_path / "full"), str(tmp_path / "out")],
     ):
         assert main(arguments) == 2

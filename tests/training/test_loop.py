@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -18,7 +19,8 @@ from configs import arithmetic
 from salt_jax.training import generation, loop, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError
-from salt_jax.training.metrics import NonFiniteError
+from salt_jax.training.dumps import read_dump
+from salt_jax.training.guards import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 STEPS = 3
@@ -115,11 +117,45 @@ def test_a_policy_that_explodes_stops_the_run(finished, tmp_path):
     config = tiny(init_from=str(folder), warm_start__steps=0, optimizer__learning_rate=1e30, checkpoint__every=1)
     with pytest.raises(NonFiniteError) as caught:
         train(config, tmp_path / "run")
-    pattern = r"step (\d): (\w+) is (nan|inf); last good checkpoint: (.*/checkpoints/train/(\d))"
+    pattern = r"step (\d): (\w+) is (nan|inf); last good checkpoint: (.*/checkpoints/train/(\d)); the batch is in .*"
     step, _, _, checkpoint, saved = re.fullmatch(pattern, str(caught.value)).groups()
     assert int(saved) == int(step) - 1
     assert Checkpoints(tmp_path / "run" / "checkpoints" / "train", keep=2).latest_step() == int(saved)
     assert Path(checkpoint).is_dir()
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_updates_that_are_not_finite_change_nothing_and_then_stop_the_run(allowed, finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+    config = tiny(init_from=str(folder), warm_start__steps=0, checkpoint__every=1, guards__max_skipped=allowed)
+    config.evaluation.every = 0
+    evaluated = []
+
+    @contextlib.contextmanager
+    def grading(run, task):
+        def grade(texts, references):
+            grades = task.grade(texts, references)
+            evaluated.append(len(texts))
+            if len(evaluated) > 1:  # the first is an evaluation
+                grades.rewards[::4] = np.inf  # one of each group
+            return grades
+
+        yield grade
+
+    monkeypatch.setattr(loop.setup, "grading", grading)
+    with pytest.raises(NonFiniteError) as caught:
+        train(config, tmp_path / "run")
+    pattern = r"step (\d): guards/advantages_finite is 0.0( in 2 steps in a row)? \(config.guards.max_skipped = (\d)\)"
+    pattern += r"; last good checkpoint: (.*/checkpoints/train/(\d)); the batch is in (\S+): python -m \S+replay .*"
+    step, _, limit, checkpoint, saved, dump = re.fullmatch(pattern, str(caught.value)).groups()
+    assert (int(step), int(limit), int(saved)) == (allowed + 1, allowed, allowed)
+    assert Checkpoints(tmp_path / "run" / "checkpoints" / "train", keep=2).latest_step() == int(saved)
+    assert Path(checkpoint).is_dir()
+    jax.tree.map(np.testing.assert_array_equal, final_params(folder), final_params(tmp_path / "run"))
+    rows = workdir.read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [row["guards/skipped"] for row in rows] == [1.0] * (allowed + 1)
+    found = read_dump(Path(dump))
+    assert (found.step, found.exact, found.statistic) == (allowed + 1, True, "guards/advantages_finite")
 
 
 def test_the_update_gets_no_more_columns_than_the_longest_row_needs(tmp_path, monkeypatch):

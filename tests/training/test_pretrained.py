@@ -58,7 +58,7 @@ def config(model: Path, folder: Path, *, train: str | None = None, **overrides):
     c.sampling.max_prompt_length, c.sampling.max_new_tokens = 10, 4
     c.evaluation.samples, c.evaluation.temperature, c.evaluation.batch_size = 4, 1.0, 4
     c.evaluation.keep_texts = True
-    c.checkpoint.every, c.logging.tensorboard, c.logging.warn_truncated = 1, False, 0.0
+    c.checkpoint.every, c.logging.tensorboard, c.monitors.truncated_high_warn = 1, False, 0.0
     c.optimizer.learning_rate = 1e-2
     for key, value in overrides.items():
         section, _, name = key.rpartition("__")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import time
 
 import pytest
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from salt_jax.training import workdir
 from salt_jax.training.config import ConfigError
-from salt_jax.training.metrics import MetricWriter, NonFiniteError, check_finite
+from salt_jax.training.metrics import MetricWriter
 
 CONFIG = {"steps": 3, "salt": {"rho": 1.0, "k_max": None}}
 
@@ -73,16 +72,38 @@ def test_records_survive_a_cut_line_and_rewind(tmp_path):
     assert workdir.read_records(tmp_path / "absent.jsonl") == []
 
 
-def test_a_step_that_is_not_finite_names_everything():
-    check_finite(5, {"loss": 0.0, "geometry/gram_finite": 1.0}, "none yet")
-    for name, value in (("loss", math.nan), ("grad_norm", math.inf), ("salt/participation_ratio", math.nan)):
-        with pytest.raises(NonFiniteError) as caught:
-            check_finite(5, {"reward": 1.0, name: value}, "run/checkpoints/train/4")
-        assert "step 5" in str(caught.value)
-        assert name in str(caught.value)
-        assert "train/4" in str(caught.value)
-    with pytest.raises(NonFiniteError, match="gram_finite"):
-        check_finite(5, {"loss": 0.0, "geometry/gram_finite": 0.5}, "none yet")
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for line in ('{"step": 1', "[]", '{"loss": 1.0}', "\xff"):
+        path.write_bytes(b'{"step": 1}\n' + line.encode("latin-1") + b'\n{"step": 3}\n')
+        with pytest.raises(workdir.StorageError, match=r"metrics.jsonl: line 2 is damaged"):
+            workdir.read_records(path)
+
+
+def test_what_a_resumed_run_may_change(tmp_path):
+    before = {"steps": 3, "mesh": {"data": 1}, "checkpoint": {"keep": 2}}
+    assert workdir.open_workdir(tmp_path / "run", before) == []
+    same = before | {"checkpoint": {"keep": 5}}
+    assert workdir.check_workdir(tmp_path / "run", same)
+    (said,) = workdir.open_workdir(tmp_path / "run", same)
+    assert said == "resumed with another configuration: config.checkpoint.keep was 2 and is 5"
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == same
+    (said,) = workdir.open_workdir(tmp_path / "run", same | {"mesh": {"data": 8}})
+    assert "config.mesh.data was 1 and is 8" in said
+    assert said.endswith("the same bits are not promised")
+    with pytest.raises(ConfigError, match=r"config.steps is 3 there and 4 here; name another folder"):
+        workdir.check_workdir(tmp_path / "run", same | {"steps": 4, "mesh": {"data": 2}})
+
+
+def test_a_configuration_that_cannot_be_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"st')
+    with pytest.raises(ConfigError, match=r"config.json cannot be read"):
+        workdir.check_workdir(tmp_path, CONFIG)
+
+
+def test_the_lock_is_no_foreign_file(tmp_path):
+    (tmp_path / workdir.LOCK).write_text("")
+    assert not workdir.check_workdir(tmp_path, CONFIG)
 
 
 def test_the_remaining_time_has_hours(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from salt_jax.graders import Grader
 from salt_jax.objective import ESTIMATORS, ObjectiveConfig
 from salt_jax.tasks import Source, Tokenizer
 from salt_jax.training.collect import COLLECTORS
@@ -40,8 +41,12 @@ def check_collection(run: RunConfig) -> None:
 def check_problems(run: RunConfig, problems: Callable[[], Source], tokenizer: Tokenizer) -> None:
     """ConfigError for problems that the method cannot use: no solution, one too long, or too few problems.
 
+    Also for a function that cannot be imported: here, where a run begins, and not where a configuration is read, which
+    may be that of a folder from elsewhere, and must not choose what is imported.
+
     ``problems`` is called where the method has something to ask of them: reading all of a large split takes seconds.
     """
+    _check_clusters(run.collection.clusters, cluster_function)
     method, limit = run.collection.method, run.sampling.max_new_tokens
     slots, data = run.rollouts.prompts_per_step, COLLECTORS[method].data
     if data == "prompts":
@@ -87,13 +92,17 @@ def _check_ranges(settings: CollectionConfig) -> None:
         allowed = "finite numbers" + (f" >= {least:g}" if least > -infinite else "")
         value = getattr(settings, name)
         _require(name, value, least <= value < infinite and value > -infinite, allowed)
-    if settings.clusters and settings.clusters not in CLUSTERS:
+    _check_clusters(settings.clusters, Grader)
+
+
+def _check_clusters(clusters: str, read: Callable[[str], Any]) -> None:
+    if clusters and clusters not in CLUSTERS:
         try:
-            cluster_function(settings.clusters)
+            read(clusters)
         except ValueError as error:
-            named = f"config.collection.clusters = {settings.clusters!r} is not allowed"
             why = str(error).replace("grader", "function", 1)
-            raise ConfigError(f"{named}; allowed: '', {', '.join(map(repr, CLUSTERS))}, a function: {why}") from None
+            allowed = f"'', {', '.join(map(repr, CLUSTERS))}, a function: {why}"
+            raise ConfigError(f"config.collection.clusters = {clusters!r} is not allowed; allowed: {allowed}") from None
 
 
 def _check_effect(settings: CollectionConfig) -> None:

@@ -34,10 +34,17 @@ class Collection:
         """The rollouts of a step, from the parameters before it.
 
         Raises:
-          CollectionError: there are none to be had.
+          CollectionError: there are none to be had. Whatever is raised, by ``Engine.poll`` too: data and memory are
+            those before the step again, so that they can be saved with the state before it.
         """
         turn = Turn(self.engine, state, step)
-        rollouts, self.memory = self.method.collect(turn, self.data, self.memory)
+        before = None if self.data is None else self.data.get_state()
+        try:
+            rollouts, self.memory = self.method.collect(turn, self.data, self.memory)
+        except BaseException:
+            if self.data is not None:
+                self.data.set_state(before)
+            raise
         return Collected(rollouts, turn.metrics, turn.tokens, turn.grading_seconds)
 
     @property

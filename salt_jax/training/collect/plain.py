@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training import generation
+from salt_jax.training import generation, hosts
 from salt_jax.training.collect import extras
 from salt_jax.training.collect.turn import Memory, Turn
 
@@ -17,11 +15,11 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     batch, run = next(data), turn.run
     prompts, mask = batch["prompt_tokens"], batch["prompt_mask"]
     samples = turn.sample(prompts, mask, draw=None, rollouts=turn.group_size)
-    lengths = jax.device_get(samples.lengths)
+    lengths = hosts.fetch(samples.lengths)
     grades, texts = turn.grade(samples, batch["references"])
     trimmed = generation.batch_lengths(run, mask, lengths)
     answers = grades.answers or (None,) * len(texts)
-    wanted = jax.device_get(samples) if run.collection.segments else samples
+    wanted = hosts.fetch(samples) if run.collection.segments else samples
     extra = extras.of_rollouts(
         run.collection, turn.engine.task.tokenizer, turn.group_size, texts, answers, grades.components, wanted
     )

@@ -19,7 +19,7 @@ from salt_jax.policy.sampler import Samples
 from salt_jax.policy.waves import plan_waves
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Source, Task
-from salt_jax.training import generation
+from salt_jax.training import generation, hosts
 from salt_jax.training.collect import extras
 from salt_jax.training.collect.groups import Groups, of_batch
 from salt_jax.training.settings import RunConfig
@@ -71,6 +71,7 @@ class Engine:
       mesh: of the run.
       grade: (texts, references) -> Grades.
       warn: says one line to a person.
+      poll: called before each generation and between its waves; what it raises ends the collection.
     """
 
     run: RunConfig
@@ -82,6 +83,7 @@ class Engine:
     mesh: Mesh
     grade: Callable[[Sequence[str], Sequence[str]], Grades]
     warn: Callable[[str], None]
+    poll: Callable[[], None] = lambda: None
 
     @functools.cached_property
     def compiled(self) -> dict[Any, Any]:
@@ -112,7 +114,7 @@ class Engine:
             )
             return generation.jit_sampler(
                 self.policy, self.params, self.mesh, group_size=rollouts, config=config,
-                tokenizer=self.task.tokenizer, waves=waves,
+                tokenizer=self.task.tokenizer, waves=waves, poll=self.poll,
             )
 
         return self.made(("sampler", prompts, rollouts, config.temperature), make)
@@ -126,8 +128,8 @@ class Engine:
         stream_key = self.made("stream", lambda: jax.jit(lambda state, i: jax.random.fold_in(state.step_key(), i)))
         fold = self.made("fold", lambda: jax.jit(jax.random.fold_in))
         at = replicated(self.mesh)
-        key = stream_key(state, jax.device_put(np.int32(stream), at))
-        return key if draw is None else fold(key, jax.device_put(np.int32(draw), at))
+        key = stream_key(state, hosts.put(np.int32(stream), at))
+        return key if draw is None else fold(key, hosts.put(np.int32(draw), at))
 
 
 class Turn:
@@ -167,12 +169,31 @@ class Turn:
         generate = self.engine.sampler(len(prompts), rollouts, temperature)
         return generate(self.state.params, prompts, prompt_mask, self.engine.key(self.state, SAMPLER, draw))
 
-    def grade(self, samples: Samples, references: Sequence[str]) -> tuple[Grades, list[str]]:
-        """Grades and texts of N completions by the references of their B prompts."""
-        texts = decode_completions(self.engine.task, samples)
-        group = len(texts) // len(references)
+    def grade(
+        self, samples: Samples, references: Sequence[str], sampled: int | None = None
+    ) -> tuple[Grades, list[str]]:
+        """Grades and texts of N completions by the references of their B prompts.
+
+        Every process decodes and grades the rows that its own devices sampled, and hears of the others.
+
+        Args:
+          samples: N rows on the mesh, or on the host the first N of those that were sampled.
+          references: B answers.
+          sampled: how many were; None: N.
+        """
+        total = samples.lengths.shape[0]
+        rows = hosts.local_rows(self.engine.mesh, sampled or total)
+        rows = rows[rows < total]
+        if isinstance(samples.tokens, np.ndarray):
+            tokens, lengths = samples.tokens[rows], samples.lengths[rows]
+        else:
+            tokens, lengths = hosts.fetch_local((samples.tokens, samples.lengths))
+        own = decode_completions(self.engine.task, dataclasses.replace(samples, tokens=tokens, lengths=lengths))
+        group = total // len(references)
         began = time.perf_counter()
-        grades = self.engine.grade(texts, [reference for reference in references for _ in range(group)])
+        grades, texts = generation.grade_shares(
+            self.engine.grade, rows.tolist(), own, [references[row // group] for row in rows.tolist()], total
+        )
         self.grading_seconds += time.perf_counter() - began
         if grades.errors.count:
             lost = f"{grades.errors.count} of {len(grades.rewards)} rewards are missing"
@@ -209,8 +230,9 @@ class Turn:
         samples = self.sample(
             batch["prompt_tokens"], batch["prompt_mask"], draw=draw, rollouts=rollouts, temperature=temperature
         )
-        samples = jax.tree.map(lambda x: x[: only * rollouts], jax.device_get(samples))
-        grades, texts = self.grade(samples, batch["references"][:only])
+        sampled = len(batch["ids"]) * rollouts
+        samples = jax.tree.map(lambda x: x[: only * rollouts], hosts.fetch(samples))
+        grades, texts = self.grade(samples, batch["references"][:only], sampled)
         self.count(only if new else 0, samples.lengths)
         if temperature is None:  # the policy's own
             self.graded += float(grades.rewarded.sum())

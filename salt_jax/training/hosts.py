@@ -1,0 +1,243 @@
+"""Many processes, one run: the same command on every host, and JAX's multi-controller runtime between them.
+
+Every process runs the whole program on the same data and takes the same decisions; device arrays are global, a process
+holds the parts on its own devices. What only one host can see (grades of its rollouts, a signal, a file) goes to all by
+``gather``. With one process, which is the default, every function here is the identity or next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from salt_jax.training.hosts_start import end_process, initialize_from_environment
+from salt_jax.training.settings import ConfigError
+from salt_jax.training.sharding import batch_sharding
+
+__all__ = [
+    "agree", "any_process", "check_mesh", "count", "end_process", "explain", "fetch", "fetch_local", "first_to_all",
+    "gather", "index", "initialize_from_environment", "lead", "local_rows", "put", "together",
+]  # fmt: skip
+
+T = TypeVar("T")
+LEAST_MESSAGE = 1 << 10  # bytes; messages are padded to powers of two, so that few programs are compiled
+# What JAX, gloo, NCCL and Orbax say when another process is gone; compared in lower case.
+GONE = (
+    "gloo", "connection reset by peer", "connection closed by peer", "socket closed", "broken pipe", "heartbeat",
+    "coordination service", "coordination_service", "barrier", "another task died", "tasks are unhealthy", "nccl",
+    "remote process exited",
+)  # fmt: skip
+
+
+def count() -> int:
+    """Processes of this run."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index()
+
+
+def lead() -> bool:
+    """Whether this process writes files and speaks to people: process 0."""
+    return jax.process_index() == 0
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, as global arrays; like ``jax.device_put``.
+
+    No process looks at another's values: that they are equal is the caller's to see to. Leaves that are spread over
+    processes already are left as they are.
+
+    Args:
+      tree: NumPy arrays, numbers, or arrays of this process's devices.
+      shardings: a tree of shardings like it, or a prefix of one.
+
+    Example:
+      >>> from salt_jax.training.sharding import make_mesh, replicated
+      >>> put({"a": np.arange(2)}, replicated(make_mesh()))["a"].tolist()
+      [0, 1]
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, shardings)
+    return jax.tree.map(_put, tree, jax.tree.broadcast(shardings, tree))
+
+
+def _put(x: Any, sharding: Any) -> jax.Array:
+    if isinstance(x, jax.Array):
+        if not x.is_fully_addressable:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    host = np.asarray(jax.device_get(x))
+    host = host.astype(jax.dtypes.canonicalize_dtype(host.dtype), copy=False)
+    return jax.make_array_from_callback(host.shape, sharding, lambda where: host[where])
+
+
+def fetch(tree: Any) -> Any:
+    """Whole NumPy arrays on every process; all processes must call it alike.
+
+    Example:
+      >>> fetch({"a": jax.numpy.arange(2)})["a"].tolist()
+      [0, 1]
+    """
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return jax.device_get(x)
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch of so many lie on this process's devices, ascending.
+
+    Example:
+      >>> from salt_jax.training.sharding import make_mesh
+      >>> local_rows(make_mesh(), 3).tolist()
+      [0, 1, 2]
+    """
+    if jax.process_count() == 1:
+        return np.arange(rows)
+    places = batch_sharding(mesh).addressable_devices_indices_map((rows,))
+    return np.unique(np.concatenate([np.arange(rows)[where] for where in places.values()]))  # type: ignore[index]
+
+
+def fetch_local(tree: Any) -> Any:
+    """The ``local_rows`` of arrays with a batch's leading axis, as NumPy; nothing goes between processes."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def mine(x: jax.Array) -> np.ndarray:
+        parts = {shard.index[0].indices(x.shape[0])[0]: shard.data for shard in x.addressable_shards}
+        return np.concatenate([jax.device_get(part) for _, part in sorted(parts.items())])
+
+    return jax.tree.map(mine, tree)
+
+
+def gather(value: Any) -> list[Any]:
+    """An object that JSON can carry, of each process, in their order, on all; all must call it alike.
+
+    Example:
+      >>> gather({"reward": 0.5})
+      [{'reward': 0.5}]
+    """
+    if jax.process_count() == 1:
+        return [value]
+    message = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    with jax.transfer_guard("allow"):  # a few bytes, for their own sake
+        sizes = multihost_utils.process_allgather(np.int32(message.size))
+        padded = np.zeros(max(LEAST_MESSAGE, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
+        padded[: message.size] = message
+        messages = multihost_utils.process_allgather(padded)
+    return [json.loads(row[:size].tobytes()) for row, size in zip(messages, sizes.tolist(), strict=True)]
+
+
+def any_process(flag: bool) -> bool:
+    """Whether a flag is set on some process, the same on all; all must call it alike."""
+    if jax.process_count() == 1:
+        return flag
+    with jax.transfer_guard("allow"):
+        return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+def first_to_all(value: T) -> T:
+    """Process 0's object, which JSON can carry, on all; all must call it alike."""
+    return gather(value if lead() else None)[0]
+
+
+def agree(check: Callable[[], T]) -> T:
+    """What ``check`` returns, once it has passed on every process: no process goes on where another cannot.
+
+    Raises:
+      ConfigError: on all processes, if it does on one; the message names the process unless it is the same on all.
+    """
+    if jax.process_count() == 1:
+        return check()
+    found: Any = None
+    message: str | None = None
+    try:
+        found = check()
+    except ConfigError as error:
+        message = str(error)
+    if (said := together(gather(message))) is not None:
+        raise ConfigError(said)
+    return found
+
+
+def together(messages: Sequence[str | None]) -> str | None:
+    """One line of what went wrong on some processes; None where nothing did.
+
+    Example:
+      >>> together([None, None]), together(["no file", "no file"]), together([None, "no file"])
+      (None, 'no file', 'process 1 of 2: no file')
+    """
+    failed = [(i, message) for i, message in enumerate(messages) if message is not None]
+    if not failed:
+        return None
+    number, first = failed[0]
+    same = len(failed) == len(messages) and len({message for _, message in failed}) == 1
+    return first if same else f"process {number} of {len(messages)}: {first}"
+
+
+def check_mesh(mesh: Mesh) -> None:
+    """That a mesh uses every device of every process, and that the devices that share a row share a process.
+
+    Raises:
+      ConfigError: naming config.mesh and both numbers.
+    """
+    processes = jax.process_count()
+    if processes == 1:
+        return
+    there, asked = jax.device_count(), " x ".join(str(n) for n in mesh.shape.values())
+    if mesh.size != there:
+        raise ConfigError(f"config.mesh asks for {asked} = {mesh.size} devices; {processes} processes have {there}")
+    check_rows([{device.process_index for device in row} for row in mesh.devices.reshape(-1, mesh.shape["tensor"])])
+
+
+def check_rows(owners: Sequence[set[int]]) -> None:
+    """That each row of a batch lies on the devices of one process: it is graded once, where it was sampled.
+
+    Args:
+      owners: of each part of the batch, the processes whose devices hold it.
+
+    Raises:
+      ConfigError: naming two processes.
+
+    Example:
+      >>> check_rows([{0}, {0}, {1}, {1}])
+    """
+    shared = next((sorted(found) for found in owners if len(found) > 1), None)
+    if shared:
+        names = ", ".join(map(str, shared[:4])) + (", …" if len(shared) > 4 else "")
+        raise ConfigError(
+            f"config.mesh.tensor splits a rollout over processes {names}; allowed: a divisor of the devices of one"
+            " process (split parameters over config.mesh.fsdp instead)"
+        )
+
+
+def explain(error: BaseException) -> str | None:
+    """One line where an error means that another process is gone; None where it means something else.
+
+    Catch ``jax.errors.JaxRuntimeError`` and, from Orbax's threads, ``ValueError`` and ``RuntimeError`` with it; then
+    ``end_process(1, line)``: an exit in good order would wait for the one that is gone.
+    """
+    if jax.process_count() == 1:
+        return None
+    text = str(error).lower()
+    if not isinstance(error, (jax.errors.JaxRuntimeError, ValueError, RuntimeError)) or not any(
+        sign in text for sign in GONE
+    ):
+        return None
+    first = " ".join(str(error).split())[:160]
+    return f"process {index()} of {count()}: another process of this run is gone ({first}); start all again to resume"

@@ -1,0 +1,106 @@
+"""What a run was started with: versions, commit, devices. The same bits are promised only where these are the same."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import salt_jax
+from salt_jax.training import workdir
+
+PROVENANCE = "provenance.jsonl"  # in the workdir, one line a start
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+_PACKAGE = Path(salt_jax.__file__).parent
+_TIME = "time"
+
+
+def stamp() -> dict[str, Any]:
+    """Versions of this package, Python and the libraries, the checkout's commit, and the devices."""
+    commit, modified = checkout(_PACKAGE)
+    device = jax.devices()[0]
+    return {
+        "salt-jax": salt_jax.__version__, "commit": commit, "modified": modified,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": device.platform, "device": device.device_kind,
+        "devices": jax.device_count(), "processes": jax.process_count(),
+    }  # fmt: skip
+
+
+def checkout(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit of the git checkout that tracks the folder's files, and whether any tracked file of it differs.
+
+    (None, None) where git does not track the folder: a package that was installed, even below somebody's checkout;
+    also where git is absent or does not answer.
+    """
+    if not _git(folder, "ls-files", "--", "."):
+        return None, None
+    commit, changes = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit or None, None if changes is None else bool(changes)
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False,
+            stdin=subprocess.DEVNULL, env=os.environ | {"GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What changed from one stamp to another, in the second one's order.
+
+    Example:
+      >>> differences({"jax": "0.10.2", "devices": 8}, {"jax": "0.12.0", "devices": 8})
+      ['jax 0.10.2 -> 0.12.0']
+    """
+    names = [name for name in {**now, **before} if name != _TIME]
+    pairs = {name: (before.get(name), now.get(name)) for name in names}
+    return [f"{name} {_shown(old)} -> {_shown(new)}" for name, (old, new) in pairs.items() if old != new]
+
+
+def _shown(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def _last(path: Path) -> dict[str, Any]:
+    """The last line that can be understood, {} where there is none: no run stops because of what others looked like."""
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def note_start(folder: Path, now: Mapping[str, Any], warn: Callable[[str], None]) -> None:
+    """Adds a line to the workdir's provenance, and says in one warning what differs from the line before it.
+
+    Args:
+      folder: the workdir; on several hosts the first process calls this.
+      now: ``stamp()``.
+      warn: takes a line for people.
+    """
+    path = folder / PROVENANCE
+    earlier = _last(path)
+    if earlier and (changed := differences(earlier, now)):
+        text = "the same bits as without the interruption are not promised"
+        warn(f"this run was last started with something else: {', '.join(changed)}; {text}")
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    workdir.append_record(path, {_TIME: time, **now})
