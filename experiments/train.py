@@ -2,8 +2,8 @@
 
 Writes DIR/metrics.jsonl (one JSON object a step), evaluations.jsonl, TensorBoard events, checkpoints,
 summary.json, reward.png and geometry.png. The same command resumes a run that was interrupted.
-Exit status: 0 done, 2 wrong input (nothing written), 1 the run stopped itself (one line says why), 130 or 143 interrupted by
-SIGINT or SIGTERM, saved. The same command on every host makes one run (docs/many_hosts.md).
+Exit status: 0 done, 2 wrong input (nothing written), 1 the run stopped itself (one line says why), 130 or 143
+interrupted by SIGINT or SIGTERM, saved. The same command on every host makes one run (docs/many_hosts.md).
 """
 
 from __future__ import annotations
