@@ -135,7 +135,7 @@ class Campaign:
         disk = SmallDisk(self.current, max(4 * size >> 20, 64))
         try:
             inside = self.current / "run"
-            free = self.rng.randrange(size // 50, size)
+            free = self.rng.choice((0, self.rng.randrange(1 << 16), self.rng.randrange(size)))
             disk.leave(free)
             log = self.current.with_suffix(".log")
             ended = Started(self.context, self.arguments, inside, log).end(LIMIT)
@@ -145,6 +145,11 @@ class Campaign:
             if ended.status not in (0, 1, 2) or (ended.status and len(lines) != 1):
                 row["failed"] = (ended.text.strip().splitlines() or [""])[-1]
             row["said"] = lines[-1:] or None
+            if ended.status:  # the same command while it is still full: one line again
+                still = Started(self.context, self.arguments, inside, log).end(LIMIT)
+                row["tracebacks"] += still.tracebacks
+                if still.status not in (0, 1, 2):
+                    row["failed"] = (still.text.strip().splitlines() or [""])[-1]
             disk.clear()
             again = Started(self.context, self.arguments, inside, log).end(LIMIT)
             self.judge("full_disk", row, again, inside)
@@ -183,7 +188,7 @@ def summary(campaign: Campaign) -> Table:
 def main() -> None:
     """Makes the reference, injects the faults, prints and writes what came of them."""
     config, folder, console = cli.CONFIG.value, Path(str(cli.WORKDIR.value)).absolute(), Console(width=140)
-    kinds = KINDS_FLAG.value
+    kinds = KINDS_FLAG.value or [""]
     for kind in kinds:
         if kind not in {*KINDS, "full_disk"}:
             raise ConfigError(f"--kinds={kind} is unknown; allowed: {', '.join(KINDS)}, full_disk")

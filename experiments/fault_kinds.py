@@ -28,10 +28,19 @@ Fault = Callable[[Started, Place, random.Random], Ended | None]  # None: the run
 
 
 def kill(run: Started, place: Place, rng: random.Random) -> Ended | None:
-    """SIGKILL at any moment, also while Python starts and programs compile."""
-    moment = rng.uniform(0.0, place.seconds)
-    run.until(lambda: run.seconds > moment, LIMIT)
+    """SIGKILL at any moment: one in four also while the run starts, the others once it has done a step or resumed."""
+    wait(run, place, rng)
     return broken(run, signal.SIGKILL)
+
+
+def wait(run: Started, place: Place, rng: random.Random) -> None:
+    """Until a random moment of a run, or its end."""
+    begun = 0.0
+    if rng.random() > 0.25:
+        run.until(lambda: run.printed, LIMIT)
+        begun = run.seconds
+    moment = begun + rng.uniform(0.0, place.seconds - min(begun, place.seconds / 2))
+    run.until(lambda: run.seconds > moment, LIMIT)
 
 
 def kill_saving(run: Started, place: Place, rng: random.Random) -> Ended | None:
@@ -75,8 +84,7 @@ def kill_evaluating(run: Started, place: Place, rng: random.Random) -> Ended | N
 
 def terminate(run: Started, place: Place, rng: random.Random) -> Ended | None:
     """SIGTERM or SIGINT at any moment, as a scheduler or a person sends it."""
-    moment = rng.uniform(0.0, place.seconds)
-    run.until(lambda: run.seconds > moment, LIMIT)
+    wait(run, place, rng)
     return broken(run, rng.choice((signal.SIGTERM, signal.SIGINT)))
 
 

@@ -88,6 +88,11 @@ class Started:
         """Since it was started."""
         return time.monotonic() - self.began
 
+    @property
+    def printed(self) -> bool:
+        """Whether it has said anything: a step's line, or where it resumes."""
+        return self.log.exists() and self.log.stat().st_size > self.from_byte
+
     def signal(self, signum: int) -> None:
         """Sends a signal; nothing where it has ended."""
         if self.alive:

@@ -4,7 +4,7 @@ DUMP is the folder that the run's last line names. The train step runs on the du
 mesh where there are devices for it. Printed are the metrics that are not finite and whether they are those that were
 recorded, the rollouts whose log-probabilities, advantages or rewards are not finite, the parameters whose values or
 gradients are not, and the largest ratio of trainer and sampler.
-Exit status: 0 done, 2 no dump or one that is damaged.
+Exit status: 0 done, 1 the device could not compute it, 2 no dump or one that is damaged.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def replay(dump: Dump, console: Console) -> Replay:
     measure = "geometry/gram_finite" in dump.metrics and not run.geometry.enabled
     step = functools.partial(jit_train_step, run, policy, mesh=mesh, measure=measure)
     values = _counts(state.params)
-    counting = dataclasses.replace(jax.tree.map(jnp.copy, state), opt_state=_counter().init(state.params))
+    counting = dataclasses.replace(state, opt_state=None)  # no second copy of the moments
+    counting = dataclasses.replace(jax.tree.map(jnp.copy, counting), opt_state=_counter().init(state.params))
     after, _ = step(optimizer=_counter(), state=counting, guard=False)(counting, batch)
     gradients = _named(jax.tree.unflatten(jax.tree.structure(state.params), after.opt_state))
     rows, largest = _look_at_rows(run, mesh, policy, state, batch)
@@ -255,6 +256,12 @@ def main(arguments: Sequence[str] | None = None, console: Console | None = None)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except jax.errors.JaxRuntimeError as error:  # a step that fitted where it was dumped need not fit here
+        print(f"error: {str(error).splitlines()[0][:300]}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-# Orbax writes these two after the seal, into the folder that it then renames. No restore reads them.
-AFTER_SEAL = ("_CHECKPOINT_METADATA", "commit_success.txt")
+# Orbax writes these two after the seal, into the folder that it then renames.
+METADATA = "_CHECKPOINT_METADATA"
+AFTER_SEAL = (METADATA, "commit_success.txt")
+# What the first of them may hold: Orbax's managers, except those of ``training.checkpoint``, read it as they open and
+# fail where it is anything else.
+_KINDS: Mapping[str, Any] = {
+    "item_handlers": (dict, str), "metrics": dict, "performance_metrics": dict, "custom_metadata": dict,
+    "init_timestamp_nsecs": int, "commit_timestamp_nsecs": int,
+}  # fmt: skip
 THREADS = 4  # hashing leaves the interpreter's lock alone
 
 
@@ -85,6 +92,8 @@ def _fault(folder: Path, step: int, under: str) -> str:
             return f"is damaged: {name} is missing"
         if path.stat().st_size != size:
             return f"is damaged: {name} has {path.stat().st_size} bytes instead of {size}"
+    if (folder / METADATA).exists() and not _is_metadata((folder / METADATA).read_bytes()):
+        return f"is damaged: {METADATA} cannot be understood"
     chosen = [name for name in files if not under or name.startswith(f"{under}/")]
     with concurrent.futures.ThreadPoolExecutor(THREADS) as threads:
         for name, digest in zip(chosen, threads.map(lambda name: _digest(folder / name), chosen), strict=True):
@@ -99,10 +108,14 @@ def stamp_of(folder: Path) -> dict[str, Any]:
 
 
 def steps(directory: Path) -> list[int]:
-    """The steps that have a folder, sound or not, in order; [] where the directory does not exist."""
+    """The steps that have a folder, sound or not, in order; [] where the directory does not exist.
+
+    A folder is of a step only if its name is the step as it is written: 03 is somebody's copy.
+    """
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
+    names = [path.name for path in directory.iterdir() if path.name.isdecimal() and path.is_dir()]
+    return sorted(int(name) for name in names if str(int(name)) == name)
 
 
 def newest_sound(directory: Path, *, under: str = "") -> tuple[int | None, dict[int, str]]:
@@ -114,6 +127,16 @@ def newest_sound(directory: Path, *, under: str = "") -> tuple[int | None, dict[
             return step, faults
         faults[step] = what
     return None, faults
+
+
+def _is_metadata(content: bytes) -> bool:
+    try:
+        found = json.loads(content)
+    except ValueError:  # also of what is no text
+        return False
+    if not isinstance(found, dict):
+        return False
+    return all(isinstance(found[name], kind) for name, kind in _KINDS.items() if found.get(name) is not None)
 
 
 def _digest(path: Path) -> str:

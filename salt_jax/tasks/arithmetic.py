@@ -9,6 +9,7 @@ from typing import Any
 
 from salt_jax.graders import exact_match
 from salt_jax.tasks.arithmetic_problems import OPERATORS, ArithmeticProblems
+from salt_jax.tasks.records import one_line
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import CharTokenizer, Tokenizer
 
@@ -74,5 +75,11 @@ def make_arithmetic(
     # TFDS takes a third of a second to import: only a run that makes this task pays for it.
     from salt_jax.tasks.arithmetic_builder import open_splits
 
-    sources = {split: _Records(split, records) for split, records in open_splits(data_dir, problems).items()}
+    try:
+        sources = {split: _Records(split, records) for split, records in open_splits(data_dir, problems).items()}
+    except OSError:  # of the disk
+        raise
+    except Exception as error:  # protobuf's, array_record's and TFDS's own, of which each has a class
+        what = one_line(" ".join(f"{type(error).__name__}: {error}".split()), 300)
+        raise ValueError(f"data: {data_dir} cannot be read or made: {what}; delete it, and it is made anew") from None
     return Task("arithmetic", tokenizer or CharTokenizer(ALPHABET), sources, exact_match)

@@ -9,10 +9,11 @@ another name, which the next start removes.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,28 @@ class _NewestAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         oldest = len(checkpoints) - self.keep
         return [i >= oldest or info.step == self.best for i, info in enumerate(checkpoints)]
+
+
+class _Step(ocp.path.step.Metadata):
+    """A checkpoint for Orbax, which would read its time from a file that no seal covers; nothing here asks for it."""
+
+    commit_timestamp = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+
+class _Steps(ocp.path.step.NameFormat):
+    """Which folders are checkpoints, for Orbax: those that are for ``policy.integrity``."""
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[_Step]:
+        return (self.find_step(base_path, step) for step in integrity.steps(Path(base_path)))
+
+    def find_step(self, base_path: Any, step: int) -> _Step:
+        path = Path(base_path) / str(step)
+        if not path.is_dir():
+            raise ValueError(f"{path} is not there")
+        return _Step(step=step, path=base_path / str(step))
 
 
 class Checkpoints:
@@ -81,10 +104,13 @@ class Checkpoints:
         self._kept = _NewestAndBest(keep or 0)
         hush()
         if keep is None:  # neither cleans up nor deletes anything there
-            options = ocp.CheckpointManagerOptions(read_only=True, save_interval_steps=0, create=False)
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, save_interval_steps=0, create=False, step_name_format=_Steps()
+            )
         else:
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self._kept,
+                step_name_format=_Steps(),
                 cleanup_tmp_directories=True,
                 # Directories made later, in the background, would keep a process that fails there for five minutes.
                 async_options=ocp.AsyncOptions(
@@ -190,7 +216,7 @@ class Checkpoints:
         self._saving = None
 
     def restore(self, step: int, state: TrainState, data: Any) -> TrainState:
-        """The saved state, laid out like ``state``; sets ``data`` to its saved position.
+        """The saved state, laid out like ``state``, of which shapes and shardings are enough; sets ``data``'s position.
 
         Raises:
           CheckpointError: if it cannot be read, or is of another state.
@@ -203,7 +229,10 @@ class Checkpoints:
         )
         _go_on(data, restored["data"])
         # Fresh buffers of JAX's own: what a reader hands out may alias memory that must not be donated.
-        params, rest = jax.tree.map(jnp.copy, (restored["params"], restored["state"]))
+        leaves, tree = jax.tree.flatten((restored.pop("params"), restored.pop("state")))
+        for i, leaf in enumerate(leaves):  # one by one, so that there are never two of all
+            leaves[i] = jnp.copy(leaf)
+        params, rest = jax.tree.unflatten(tree, leaves)
         return dataclasses.replace(state, params=params, **rest)
 
     def restore_params(self, step: int, params: Any) -> Any:
@@ -215,7 +244,7 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         self.settle()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         except Exception as error:
             raise CheckpointError(f"{self._folder(step)} cannot be restored: {reason(error)}") from error
 

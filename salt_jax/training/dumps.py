@@ -97,17 +97,20 @@ def write_dump(
       checkpoint: the last good one, for people.
 
     Returns:
-      The dump's folder: DIR/dumps/step_N, or step_N.1 and so on where there is one already.
+      The dump's folder: DIR/dumps/step_N, or step_N.1 and so on where there is another one already. A run that is
+      started again and stops as it did before has the dump that it had: none is written.
 
     Raises:
       DumpError: a full disk, a folder that cannot be written; the same on all processes where the first one fails.
     """
     parent = folder.absolute() / DUMPS
-    arrays = hosts.fetch(_leaves(batch))
     reason = {
         "step": step, "statistic": statistic, "metrics": dict(values), "exact": exact, "checkpoint": checkpoint,
         "vocab_size": vocabulary(state.params), "versions": provenance.stamp(),
     }  # fmt: skip
+    if same := _in_lead(parent, lambda: _written(parent, step, reason, config_values)):
+        return parent / same
+    arrays = hosts.fetch(_leaves(batch))
     name = _in_lead(parent, lambda: _begin(parent, step, arrays, reason, config_values))
     temporary = parent / (_TEMPORARY + name)
     try:
@@ -134,6 +137,26 @@ def _in_lead(parent: Path, write: Any) -> str:
     if failed is not None:
         raise DumpError(failed)
     return result
+
+
+def _written(parent: Path, step: int, reason: Any, config_values: Any) -> str:
+    """Name of the dump that says all of this already, by whatever versions; '' if there is none."""
+    wanted = _said(reason), json.loads(json.dumps(config_values))
+    for path in sorted((*parent.glob(f"step_{step}"), *parent.glob(f"step_{step}.*"))):
+        if not ((path / BATCH).is_file() and (path / STATE).is_dir()):
+            continue
+        try:
+            found = json.loads((path / REASON).read_bytes()), json.loads((path / CONFIG).read_bytes())
+        except (OSError, ValueError):  # damaged
+            continue
+        if isinstance(found[0], dict) and (_said(found[0]), found[1]) == wanted:
+            return path.name
+    return ""
+
+
+def _said(reason: Mapping[str, Any]) -> str:
+    """As text: NaN is not equal to itself."""
+    return json.dumps({name: value for name, value in reason.items() if name != "versions"}, sort_keys=True)
 
 
 def _begin(parent: Path, step: int, arrays: Any, reason: Any, config_values: Any) -> str:

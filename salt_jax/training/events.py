@@ -7,10 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 
 class EventFile:
     """One process's events of one phase.
@@ -26,6 +22,12 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
+        # Here, because it imports torch wherever that is installed, which takes seconds.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        self._event, self._summary = Event, Summary
         folder.mkdir(parents=True, exist_ok=True)
         self._file = EventsWriter(str(folder / "events"))
         at = {"step": start + 1, "wall_time": time.time()}
@@ -35,8 +37,9 @@ class EventFile:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """All scalars of a step."""
-        scalars = [Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
-        self._file.write_event(Event(step=step, wall_time=time.time(), summary=Summary(value=scalars)))
+        scalars = [self._summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
+        event = self._event(step=step, wall_time=time.time(), summary=self._summary(value=scalars))
+        self._file.write_event(event)
         self._file.flush()
 
     def close(self) -> None:

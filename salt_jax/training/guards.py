@@ -162,7 +162,11 @@ class Guards:
                 self._past[monitor] = self._past[monitor] + 1 if self._is_past(monitor, "stop", values[metric]) else 0
 
     def _check_finite(self, step: int, values: Mapping[str, float]) -> None:
-        bad = next(iter(not_finite(values)), None)
+        found = not_finite(values)
+        bad = next(iter(found), None)
+        if "update_norm" in found:  # of an update that was not skipped: the parameters are gone
+            raise Halt(step, "update_norm", values["update_norm"], f"update_norm is {values['update_norm']}",
+                       NonFiniteError, whole=False)  # fmt: skip
         if self._skipped:
             bad = bad or SKIPPED
             what, setting = f"{bad} is {values[bad]}", "guards.max_skipped"

@@ -8,6 +8,7 @@ holds the parts on its own devices. What only one host can see (grades of its ro
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -33,6 +34,8 @@ GONE = (
     "coordination service", "coordination_service", "barrier", "another task died", "tasks are unhealthy", "nccl",
     "remote process exited",
 )  # fmt: skip
+_STATUS = re.compile(r"[A-Z]+(_[A-Z]+)*: ")  # how the runtime's messages begin
+_PATH = re.compile(r"\S*[/\\]\S*")
 
 
 def count() -> int:
@@ -128,6 +131,8 @@ def fetch_local(tree: Any) -> Any:
 def gather(value: Any) -> list[Any]:
     """An object that JSON can carry, of each process, in their order, on all; all must call it alike.
 
+    For small things: every device holds the messages of all processes, each padded to the longest.
+
     Example:
       >>> gather({"reward": 0.5})
       [{'reward': 0.5}]
@@ -137,10 +142,14 @@ def gather(value: Any) -> list[Any]:
     message = np.frombuffer(json.dumps(value).encode(), np.uint8)
     with jax.transfer_guard("allow"):  # a few bytes, for their own sake
         sizes = multihost_utils.process_allgather(np.int32(message.size))
-        padded = np.zeros(max(LEAST_MESSAGE, 1 << int(sizes.max() - 1).bit_length()), np.uint8)
-        padded[: message.size] = message
-        messages = multihost_utils.process_allgather(padded)
+        messages = multihost_utils.process_allgather(_padded(message, int(sizes.max())))
     return [json.loads(row[:size].tobytes()) for row, size in zip(messages, sizes.tolist(), strict=True)]
+
+
+def _padded(message: np.ndarray, size: int) -> np.ndarray:
+    padded = np.zeros(max(LEAST_MESSAGE, 1 << (size - 1).bit_length()), np.uint8)
+    padded[: message.size] = message
+    return padded
 
 
 def any_process(flag: bool) -> bool:
@@ -152,8 +161,14 @@ def any_process(flag: bool) -> bool:
 
 
 def first_to_all(value: T) -> T:
-    """Process 0's object, which JSON can carry, on all; all must call it alike."""
-    return gather(value if lead() else None)[0]
+    """Process 0's object, which JSON can carry, on all; all must call it alike. The others' are not looked at."""
+    if jax.process_count() == 1:
+        return value
+    message = np.frombuffer(json.dumps(value).encode() if lead() else b"", np.uint8)
+    with jax.transfer_guard("allow"):  # a few bytes, for their own sake
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(message.size)))
+        found = multihost_utils.broadcast_one_to_all(_padded(message, size))
+    return json.loads(np.asarray(found)[:size].tobytes())
 
 
 def agree(check: Callable[[], T]) -> T:
@@ -227,17 +242,33 @@ def check_rows(owners: Sequence[set[int]]) -> None:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line where an error means that another process is gone; None where it means something else.
+    """One line where an error, or what it was raised from, means that another process is gone; else None.
 
-    Catch ``jax.errors.JaxRuntimeError`` and, from Orbax's threads, ``ValueError`` and ``RuntimeError`` with it; then
-    ``end_process(1, line)``: an exit in good order would wait for the one that is gone.
+    Then ``end_process(1, line)``: an exit in good order would wait for the one that is gone.
     """
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or (text := gone(error)) is None:
         return None
-    text = str(error).lower()
-    if not isinstance(error, (jax.errors.JaxRuntimeError, ValueError, RuntimeError)) or not any(
-        sign in text for sign in GONE
-    ):
-        return None
-    first = " ".join(str(error).split())[:160]
-    return f"process {index()} of {count()}: another process of this run is gone ({first}); start all again to resume"
+    return f"process {index()} of {count()}: another process of this run is gone ({text}); start all again to resume"
+
+
+def gone(error: BaseException | None) -> str | None:
+    """What the runtime says in an error or its causes of a process that is gone, in one line; None if nothing.
+
+    Only the runtime's own errors count, which are JaxRuntimeError or, with a status in front, Python's plain ones;
+    and no path in them.
+
+    Example:
+      >>> gone(ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"))
+      'UNKNOWN: Gloo AllGather failed: Connection closed by peer'
+      >>> gone(ValueError("UNKNOWN: Error reading /runs/gloo/3")), gone(ValueError("no task 'barrier'"))
+      (None, None)
+    """
+    while error is not None:
+        text = " ".join(str(error).split())
+        plain = type(error) in (ValueError, RuntimeError) and _STATUS.match(text)
+        if plain or isinstance(error, jax.errors.JaxRuntimeError):
+            words = _PATH.sub("", text).lower()
+            if any(sign in words for sign in GONE):
+                return text[:160]
+        error = error.__cause__
+    return None

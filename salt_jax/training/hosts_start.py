@@ -69,6 +69,8 @@ def initialize_from_environment(environment: Mapping[str, str] | None = None) ->
     _STATE["who"] = "this process" if given is None else f"process {number} of {processes}"
     _STATE["why"] = f"not all processes of the run came within {starting} s, or one ended"
     _end_with_one_line_on_abort()
+    # JAX's own answer to SIGTERM takes it from whoever sends it before ours is there, and tells nobody
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             **found, initialization_timeout=starting, heartbeat_timeout_seconds=heartbeat,

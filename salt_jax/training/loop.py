@@ -9,6 +9,7 @@ import contextlib
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from rich.console import Console
 
 from salt_jax.policy.hf import open_checkpoint, write_policy_json
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.training import hosts, provenance, setup, workdir
+from salt_jax.training import hosts, provenance, quiet, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.collect import Engine, make_collection
 from salt_jax.training.judging import make_judge
 from salt_jax.training.lock import locked
-from salt_jax.training.metrics import MetricWriter
+from salt_jax.training.metrics import MetricWriter, RunConsole
 from salt_jax.training.phase import Phase, Prepared, Work
 from salt_jax.training.preemption import Watch, watching
 from salt_jax.training.reweighting import first_basis
@@ -59,25 +60,38 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
       CheckpointError, StorageError: a file could not be written, or no sound checkpoint is left.
       Interrupted: a signal came; the last finished step is saved.
     """
-    folder, console = Path(folder).absolute(), console or Console()
+    folder, console = Path(folder).absolute(), console or RunConsole()
     run, values = hosts.agree(lambda: setup.check(config, folder))
-    with contextlib.ExitStack() as open_until_done:
-        watch = open_until_done.enter_context(watching(lambda signum: max(hosts.gather(signum))))
-        hosts.agree(lambda: open_until_done.enter_context(locked(folder)) if hosts.lead() else None)
-        session = start(run, values, folder, console, watch, open_until_done)
-        return train_in(session, setup.policy_config(run, session.task))
+    about = {"config": values, "made_by": provenance.stamp()}
+    if hosts.count() > 1:
+        first = hosts.first_to_all(about)
+        hosts.agree(lambda: workdir.check_equal(first, about))
+    try:
+        with contextlib.ExitStack() as open_until_done:
+            watch = open_until_done.enter_context(watching(lambda signum: max(hosts.gather(signum))))
+            hosts.agree(lambda: open_until_done.enter_context(locked(folder)) if hosts.lead() else None)
+            session = start(run, about, folder, console, watch, open_until_done)
+            return train_in(session, setup.policy_config(run, session.task))
+    except OSError as error:
+        if not workdir.about_a_file(error):
+            raise
+        raise workdir.StorageError(workdir.reason(error, folder)) from error
 
 
 def start(
-    run: RunConfig, values: dict[str, Any], folder: Path, console: Console, watch: Watch, until: contextlib.ExitStack
+    run: RunConfig, about: dict[str, Any], folder: Path, console: Console, watch: Watch, until: contextlib.ExitStack
 ) -> Session:
     """Opens the folder, says what differs from the run that is resumed there, and makes what a run needs."""
-    stamp, warnings = provenance.stamp(), list[str]()
+    values, warnings = about["config"], list[str]()
 
     def open_folder() -> None:
+        workdir.check_workdir(folder, values)  # again, now that nobody else can change it
         warnings.extend(workdir.open_workdir(folder, values))
-        provenance.note_start(folder, stamp, warnings.append)
-        setup.make_task(run, folder / "data", setup.make_tokenizer(run))  # the data set is made once, by one process
+        provenance.note_start(folder, about["made_by"], warnings.append)
+        try:  # the data set is made once, by one process
+            setup.make_task(run, folder / "data", setup.make_tokenizer(run))
+        except ValueError as error:  # checked before: by now it is the disk
+            raise workdir.StorageError(f"{folder / 'data'}: {quiet.reason(error)}") from error
 
     hosts.agree(lambda: open_folder() if hosts.lead() else None)  # the others wait: the folder is there then
     hosts.agree(lambda: workdir.check_shared(folder))
@@ -85,7 +99,6 @@ def start(
     mesh = make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
     policy = make_policy(setup.policy_config(run, task), mesh)
     grade = until.enter_context(setup.grading(run, task))
-    about = {"made_by": stamp, "config": values}
     session = Session(run, task, mesh, folder, policy, console, grade, watch, about)
     for text in warnings:
         session.warn(text)
@@ -104,16 +117,21 @@ def train_in(session: Session, policy_config: TransformerConfig) -> dict[str, An
     train_checkpoints = session.checkpoints(setup.TRAIN)
     latest = train_checkpoints.latest_step()
     resumed = latest is not None  # then its parameters are in its own checkpoint
-    params = setup.initial_params(run, policy_config, init_key, mesh, pretrained=not resumed)
-    if not resumed and run.init_from:
-        params = setup.final_params(Path(run.init_from), params, f"config.init_from = {run.init_from!r}", session.warn)
-    if not resumed and run.warm_start.steps:
-        params = warm_start(session, params, data_key)
+    if resumed:
+        params = setup.abstract_params(policy_config, mesh)
+    else:
+        params = setup.initial_params(run, policy_config, init_key, mesh)
+        if run.init_from:
+            named = f"config.init_from = {run.init_from!r}"
+            params = setup.final_params(Path(run.init_from), params, named, session.warn)
+        if run.warm_start.steps:
+            params = warm_start(session, params, data_key)
     train_with_rollouts(session, train_checkpoints, latest, params, data_key)
     if hosts.lead() and not (folder / workdir.SUMMARY).exists():
         records = workdir.read_records(folder / workdir.EVALUATIONS)
-        summary = {"steps": run.steps, "before": records[0], "after": records[-1], "salt": run.geometry.enabled}
-        summary["seconds"] = time.perf_counter() - began
+        before = next((row for row in records if row["step"] == 0), None)
+        summary: dict[str, Any] = {"steps": run.steps, "before": before, "after": records[-1]}
+        summary |= {"salt": run.geometry.enabled, "seconds": time.perf_counter() - began}
         workdir.write_atomically(folder / workdir.SUMMARY, json.dumps(summary, indent=2) + "\n")
     return hosts.first_to_all(json.loads((folder / workdir.SUMMARY).read_text()) if hosts.lead() else {})
 
@@ -121,8 +139,9 @@ def train_in(session: Session, policy_config: TransformerConfig) -> dict[str, An
 def warm_start(session: Session, params: Any, key: Any) -> Any:
     """The supervised phase; returns its parameters."""
     run = session.run
-    optimizer = warm_start_optimizer(run)
-    state = place(init_state(params, optimizer, key), session.mesh)
+    optimizer, checkpoints = warm_start_optimizer(run), session.checkpoints(WARM)
+    latest = checkpoints.latest_step()
+    state = first_state(lambda params: init_state(params, optimizer, key), params, session.mesh, latest)
     iterator = warm_start_batches(run, session.task)
     step_fn = jit_warm_start_step(run, session.policy, optimizer, session.mesh, state)
 
@@ -133,8 +152,7 @@ def warm_start(session: Session, params: Any, key: Any) -> Any:
         "warm start", run.warm_start.steps, workdir.WARM_START,
         prepare=lambda state, step: Prepared(next(iterator), {}), update=update, data=iterator,
     )
-    checkpoints = session.checkpoints(WARM)
-    return Phase(session, checkpoints, work, state, checkpoints.latest_step()).run().params
+    return Phase(session, checkpoints, work, state, latest).run().params
 
 
 def train_with_rollouts(
@@ -144,10 +162,12 @@ def train_with_rollouts(
     run, task = session.run, session.task
     total_updates = run.steps * run.learner.minibatches * run.learner.epochs
     optimizer = make_optimizer(run.optimizer, total_updates)
-    state = init_state(
-        params, optimizer, key, keep_reference=run.objective.needs_reference, sketch_basis=first_basis(run)
-    )
-    state = place(state, session.mesh)
+    def begin(params: Any) -> TrainState:
+        return init_state(
+            params, optimizer, key, keep_reference=run.objective.needs_reference, sketch_basis=first_basis(run)
+        )
+
+    state = first_state(begin, params, session.mesh, latest)
     source, skipped = setup.prompts_of(run, task, "train")
     if skipped:
         limit = f"config.sampling.max_prompt_length = {run.rollouts.max_prompt_length}"
@@ -155,8 +175,8 @@ def train_with_rollouts(
         session.warn(f"{share} are over {limit} and were skipped")
     collection = make_collection(Engine(
         run=run, task=task, source=source, policy=session.policy, shape=setup.policy_config(run, task),
-        params=jax.eval_shape(lambda: state.params), mesh=session.mesh, grade=session.grade, warn=session.warn,
-        poll=session.watch.check,
+        params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params), mesh=session.mesh,
+        grade=session.grade, warn=session.warn, poll=session.watch.check,
     ))
     make_step = functools.partial(jit_train_step, run, session.policy, optimizer, session.mesh, state)
     step_fns = {False: make_step(), True: make_step(measure=True)}
@@ -183,6 +203,22 @@ def train_with_rollouts(
         judge=judge, every=run.evaluation.every,
     )
     Phase(session, checkpoints, work, state, latest).run()
+
+
+def first_state(
+    begin: Callable[[Any], TrainState], params: Any, mesh: Mesh, latest: int | None
+) -> TrainState:
+    """The state before the first step; where there is a checkpoint of ``latest`` only its shapes and places.
+
+    A resumed run must not hold two states: what is restored takes as much memory as what would be thrown away.
+    """
+    if latest is None:
+        return place(begin(params), mesh)
+    shapes = jax.eval_shape(begin, params)
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes,
+        tree_shardings(shapes, mesh),
+    )
 
 
 def place(state: TrainState, mesh: Mesh) -> TrainState:

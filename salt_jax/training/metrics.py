@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +27,23 @@ SHOWN = {
     "salt/n_eff": ("n_eff", ".2f"),
     "tokens_per_second": ("tok/s", ",.0f"),
 }
+
+
+class RunConsole(Console):
+    """A terminal that may be closed, or a pipe whose reader may go: the run goes on unprinted."""
+
+    def on_broken_pipe(self) -> None:
+        """The pipe's reader is gone."""
+        self.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what Python flushes at its end would fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def print(self, *arguments: Any, **options: Any) -> None:
+        """As rich's; nothing where the terminal is gone."""
+        try:
+            super().print(*arguments, **options)
+        except OSError:
+            self.on_broken_pipe()
 
 
 def headline(values: Mapping[str, float]) -> str:

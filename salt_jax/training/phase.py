@@ -28,6 +28,7 @@ from salt_jax.training.session import Session
 from salt_jax.training.state import TrainState
 
 Metrics = Mapping[str, Any]
+POLL_EVERY = 16  # steps of a warm start between polls of several processes: each waits for the device
 
 
 class Prepared(NamedTuple):
@@ -95,6 +96,10 @@ class Phase:
     ) -> None:
         self.session, self.checkpoints, self.work, self.state = session, checkpoints, work, state
         self.folder, run = session.folder, session.run
+        recorded = workdir.read_records(self.folder / work.records) if hosts.lead() and latest is None else []
+        if recorded:
+            text = f"{work.records} has {len(recorded)} steps but there is no checkpoint in {checkpoints.directory}"
+            session.warn(f"{text}: the phase starts over")
         self.done = latest or 0  # steps whose update is in ``state``
         self.saved = latest  # the step of the newest checkpoint
         if latest is not None:
@@ -103,8 +108,9 @@ class Phase:
         if hosts.lead():
             for name in (work.records, workdir.EVALUATIONS) if work.judge else (work.records,):
                 workdir.rewind(self.folder / name, -1 if latest is None else latest)
-        earlier = hosts.first_to_all(workdir.read_records(self.folder / work.records) if hosts.lead() else [])
-        self.guards = Guards(run, session.warn, earlier=earlier, warm_start=not work.samples)
+        if hosts.lead():
+            self._miss_records(latest or 0)
+        self.guards = Guards(run, session.warn, earlier=self._earlier(), warm_start=not work.samples)
         self.pending: Pending | None = None
         self.writer = MetricWriter(
             self.folder / work.records, total=work.total, start=self.done, label=work.label,
@@ -131,16 +137,20 @@ class Phase:
             raise halt.error(self.last_good, self._dump(halt)) from None
         except OSError as error:
             self._end_if_alone(error)
+            if not workdir.about_a_file(error):
+                raise
             raise workdir.StorageError(
                 f"step {self.done}: {workdir.reason(error, self.folder)}; last good checkpoint: {self.last_good}"
             ) from error
         except Exception as error:
             self._end_if_alone(error)
             raise
-        finally:  # also when the run stops itself: the checkpoint that its message names must be whole
-            self.checkpoints.close()
-            if self.writer is not None:
-                self.writer.close()
+        finally:
+            try:
+                self.checkpoints.close()  # also when the run stops itself: what its message names must be whole
+            finally:
+                if self.writer is not None:
+                    self.writer.close()
         return self.state
 
     def _end_if_alone(self, error: Exception) -> None:
@@ -155,12 +165,13 @@ class Phase:
 
     def _go(self) -> None:
         work, watch = self.work, self.session.watch
-        if work.due(self.done) and self._unevaluated(self.done):
+        if work.due(self.done) and hosts.first_to_all(hosts.lead() and self._unevaluated(self.done)):
             self._evaluate()
         if self.saved is None:
             self._save()
         for step in range(self.done + 1, work.total + 1):
-            watch.check()
+            if work.samples or hosts.count() == 1 or step % POLL_EVERY == 1:
+                watch.check()
             prepared = work.prepare(self.state, step)
             if work.samples and self.pending and float(self.pending.metrics["guards/skipped"]):
                 self._flush()  # before the next update, so that a dump has the state of its step
@@ -192,10 +203,26 @@ class Phase:
             halt.about = (pending, values)
             raise
 
+    def _earlier(self) -> list[dict[str, Any]]:
+        """Records of the steps before, the same on all processes; the last of them are all that is counted in a row."""
+        rows = workdir.read_records(self.folder / self.work.records) if hosts.lead() else []
+        if hosts.count() == 1:
+            return rows
+        run = self.session.run
+        return hosts.first_to_all(rows[-max(run.guards.max_skipped, run.monitors.patience) - 1 :])
+
+    def _miss_records(self, latest: int) -> None:
+        """Says so where the files hold less than the checkpoint: somebody, or a power cut, took it."""
+        found = {row["step"] for row in workdir.read_records(self.folder / self.work.records)}
+        if lost := [step for step in range(1, latest + 1) if step not in found]:
+            first = f"the first: {lost[0]}"
+            self.session.warn(f"{self.work.records} has no record of {len(lost)} steps up to {latest}, {first}")
+        if self.work.judge is not None and latest > 0 and self._unevaluated(0):
+            self.session.warn(f"{workdir.EVALUATIONS} has no evaluation before the first step")
+
     def _unevaluated(self, step: int) -> bool:
         """Whether the evaluation of a step was never made: the run was stopped before it, or in it."""
-        rows = workdir.read_records(self.folder / workdir.EVALUATIONS) if hosts.lead() else []
-        return hosts.first_to_all(all(row["step"] != step for row in rows))
+        return all(row["step"] != step for row in workdir.read_records(self.folder / workdir.EVALUATIONS))
 
     def _evaluate(self) -> None:
         run, step = self.session.run, self.done
@@ -210,6 +237,9 @@ class Phase:
         self.writer.note(path, step, record(run, results), sentence(run, score(run, results)))
 
     def _save(self) -> None:
+        if self.writer is not None:
+            for name in (self.work.records, workdir.EVALUATIONS):
+                workdir.sync(self.folder / name)
         self.checkpoints.save(self.done, self.state, self.work.data)
         self.saved = self.done
 

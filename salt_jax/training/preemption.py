@@ -8,7 +8,8 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)  # what schedulers send before they take a machine away, and Ctrl-C
+# What schedulers send before they take a machine away, Ctrl-C, and a terminal that is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Watch:
-    """Remembers SIGTERM and SIGINT until ``check`` is called.
+    """Remembers SIGTERM, SIGINT and SIGHUP until ``check`` is called.
 
     Args:
       agree: (signal number or 0) → the signal number that all processes stop for, or 0; each calls it equally often.
@@ -42,9 +43,11 @@ class Watch:
       >>> watch = Watch()
       >>> watch.check()
       >>> watch.request(signal.SIGTERM)
-      >>> watch.check()
-      Traceback (most recent call last):
-      salt_jax.training.preemption.Interrupted: SIGTERM
+      >>> try:
+      ...     watch.check()
+      ... except Interrupted as interrupted:
+      ...     print(interrupted)
+      SIGTERM
     """
 
     def __init__(self, agree: Callable[[int], int] = lambda signum: signum) -> None:
@@ -66,7 +69,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watching(agree: Callable[[int], int] = lambda signum: signum) -> Iterator[Watch]:
-    """A ``Watch`` that hears SIGTERM and SIGINT while the block runs; a second one ends the process at once.
+    """A ``Watch`` that hears ``SIGNALS`` while the block runs; a second one ends the process at once.
 
     Python runs its handlers between bytecodes only, and the main thread may wait for a device for minutes. So the
     interpreter's C handler writes each signal into a pipe, and a thread of its own reads them. Outside the main thread
@@ -106,4 +109,5 @@ def _listen(read: int, watch: Watch) -> None:
             watch.request(signum)
             name = signal.Signals(signum).name
             text = f"{name}: the run saves and ends after the work in hand; a second signal ends it at once\n"
-            os.write(2, text.encode())
+            with contextlib.suppress(OSError):  # nobody reads any more
+                os.write(2, text.encode())

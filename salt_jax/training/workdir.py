@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ TEXTS = "evaluations"  # folder of completions, one file an evaluation, with con
 WARM_START = "warm_start.jsonl"  # one a warm-start step
 SUMMARY = "summary.json"  # before, after, wall time; written when the run has ended
 _TEMPORARY = ".writing-"
+SEEN_WITHIN = 60.0  # seconds
 LOCK = ".lock"  # held by the process at work in the folder
 
 # Keys that a resumed run may have changed: where and how it computes, what it says and keeps, not what it computes.
@@ -37,6 +40,17 @@ class StorageError(RuntimeError):
       Traceback (most recent call last):
       salt_jax.training.workdir.StorageError: step 3: /runs/a/metrics.jsonl: No space left on device
     """
+
+
+def about_a_file(error: OSError) -> bool:
+    """Whether an error is the file system's: of a file, or of a disk.
+
+    Example:
+      >>> about_a_file(OSError(errno.ENOSPC, "No space left on device")), about_a_file(TimeoutError())
+      (True, False)
+    """
+    disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
+    return error.filename is not None or error.errno in disk
 
 
 def reason(error: OSError, folder: Path) -> str:
@@ -123,7 +137,7 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
         return False
     try:
         found = changes(workdir, config)
-    except ValueError:
+    except (ValueError, AttributeError, OSError):
         raise ConfigError(f"--workdir={workdir}: {CONFIG} cannot be read: not a run; name another folder") from None
     changed = {key: values for key, values in found.items() if not named(key, MAY_CHANGE)}
     if changed:
@@ -134,13 +148,36 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
     return True
 
 
+def check_equal(first: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """That this process was started with the configuration and the versions of the run's first process.
+
+    Raises:
+      ConfigError: naming what differs.
+
+    Example:
+      >>> check_equal({"config": {"seed": 0}}, {"config": {"seed": 1}})
+      Traceback (most recent call last):
+      salt_jax.training.settings.ConfigError: config.seed is 0 in process 0 and 1 here: start all processes alike
+    """
+    there, here = flat(first, ""), flat(json.loads(json.dumps(ours)), "")
+    for key in sorted(there.keys() | here.keys()):
+        if there.get(key) != here.get(key):
+            what = f"{key.removeprefix('.')} is {there.get(key)!r} in process 0 and {here.get(key)!r} here"
+            raise ConfigError(f"{what}: start all processes alike")
+
+
 def check_shared(workdir: Path) -> None:
     """That this process sees the folder that the first process of the run has opened.
 
     Raises:
       ConfigError: if it does not.
     """
-    if not (workdir / CONFIG).exists():
+    until = time.monotonic() + SEEN_WITHIN
+    while not (workdir / CONFIG).exists():  # a network file system remembers for a while that it was not there
+        if time.monotonic() < until:
+            list(workdir.parent.glob("*"))
+            time.sleep(0.5)
+            continue
         raise ConfigError(f"--workdir={workdir} is not shared: {CONFIG}, which process 0 has written, is not there")
 
 
@@ -174,7 +211,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-            records[-1]["step"]
+            if not isinstance(records[-1]["step"], int):
+                raise TypeError("a step is a number")
         except (ValueError, TypeError, KeyError):
             raise StorageError(f"{path}: line {number} is damaged: delete it, or what follows it too") from None
     return records
@@ -185,6 +223,13 @@ def rewind(path: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(record) for record in read_records(path) if record["step"] <= step]
         write_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def sync(path: Path) -> None:
+    """Puts a file's records on the disk itself: after a power cut they are there if the next checkpoint is."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -77,6 +77,22 @@ def test_damage_is_found(name, folder):
     assert integrity.fault(folder, 12).startswith(words)
 
 
+@pytest.mark.parametrize(
+    ("content", "sound"),
+    [
+        (b'{"item_handlers": {"a": "b"}, "metrics": {}, "init_timestamp_nsecs": 7, "new": [1]}', True),
+        (b'{"item_handlers": null}', True), (b"{}", True), (b"", False), (b'{"metrics": {', False),
+        (b"\xff\xfe", False), (b"[1]", False), (b"7", False), (b"null", False), (b'{"item_handlers": 3}', False),
+        (b'{"item_handlers": [1]}', False), (b'{"metrics": []}', False), (b'{"custom_metadata": [1]}', False),
+        (b'{"performance_metrics": "x"}', False), (b'{"commit_timestamp_nsecs": "x"}', False),
+        (b'{"init_timestamp_nsecs": 1.5}', False),
+    ],
+)  # fmt: skip
+def test_what_orbax_reads_of_a_step_is_looked_at(content, sound, folder):
+    (folder / "_CHECKPOINT_METADATA").write_bytes(content)
+    assert integrity.fault(folder, 12) == ("" if sound else "is damaged: _CHECKPOINT_METADATA cannot be understood")
+
+
 def test_sizes_come_first(folder):
     damage("data", flip)(folder)
     damage("state/b", lambda x: x[:5])(folder)
@@ -110,6 +126,8 @@ def test_the_newest_that_is_sound(folder):
         integrity.seal(steps / str(step), step, {})
     (steps / "21").write_text("a file")
     (steps / "22.orbax-checkpoint-tmp").mkdir()
+    for name in ("03", "0030", "²", "-1", "train"):  # somebody's copies
+        (steps / name).mkdir()
     assert integrity.steps(steps) == [3, 4, 12, 20]
     assert integrity.newest_sound(steps) == (20, {})
     damage("20/x", flip)(steps)

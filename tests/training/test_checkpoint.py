@@ -184,6 +184,10 @@ DAMAGES = {
     "one bit": (flip, r"is damaged: state/.* has another SHA-256"),
     "missing": (lambda f: (f / "data" / "metadata").unlink(), r"is damaged: data/metadata is missing"),
     "not sealed": (lambda f: (f / "manifest.json").unlink(), r"is not finished: it has no manifest.json"),
+    "no JSON for Orbax": (
+        lambda f: (f / "_CHECKPOINT_METADATA").write_text("[1]"),
+        r"is damaged: _CHECKPOINT_METADATA cannot be understood",
+    ),
     "unreadable": (lambda f: (f / "manifest.json").write_text("{"), r"is damaged: manifest.json cannot be understood"),
 }  # fmt: skip
 
@@ -214,6 +218,23 @@ def test_a_damaged_checkpoint_is_passed_over(name, state, opened):
     change(folder / "4")
     assert opened(keep=3).latest_step() == 2
     assert (folder.parent / "damaged" / "train_4.1").is_dir()
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"item_handlers": 3}', b'{"cut', b"\xff"])
+def test_what_orbax_keeps_of_an_older_step_stops_nobody(content, state, opened, capfd):
+    """Orbax's managers read it of every step as they open: a ValueError, or ERROR:absl on the terminal."""
+    checkpoints = opened(keep=3)
+    save(checkpoints, state, 2, 4)
+    (checkpoints.directory / "2" / "_CHECKPOINT_METADATA").write_bytes(content)
+    (checkpoints.directory / "04").mkdir()  # no step: somebody's
+    assert opened(keep=None).latest_step() == 4
+    again = opened(keep=2)
+    assert again.latest_step() == 4
+    assert setup.same_bits(again.restore(4, zeros(state), Data(None)), numbered(state, 4))
+    save(again, state, 6)
+    assert steps_of(again) == [4, 6]  # as ever, the oldest goes
+    assert opened.said == []
+    assert "absl" not in capfd.readouterr().err
 
 
 def test_without_a_sound_one_a_person_decides(state, opened):

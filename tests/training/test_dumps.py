@@ -75,6 +75,41 @@ def test_no_dump_is_ever_overwritten(tmp_path):
     assert sorted(path.name for path in (tmp_path / "dumps").iterdir()) == [path.name for path in paths]
 
 
+def test_a_run_that_stops_as_before_has_its_dump(tmp_path, monkeypatch):
+    first = dump(tmp_path)
+    written = first.stat().st_mtime_ns, (first / dumps.REASON).read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(dumps.provenance, "stamp", lambda: {"jax": "another"})
+        assert dump(tmp_path) == first
+    assert (first.stat().st_mtime_ns, (first / dumps.REASON).read_bytes()) == written
+    other = dump(tmp_path, values=VALUES | {"grad_norm": 3.0})
+    assert other.name == "step_12.1"
+    assert dump(tmp_path, values=VALUES | {"grad_norm": 3.0}) == other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 1}, {"statistic": "loss"}, {"values": VALUES | {"loss": 1.0}}, {"exact": False},
+        {"checkpoint": "run/checkpoints/train/11"}, {"config_values": {"seed": 1}},
+    ],
+    ids=lambda change: next(iter(change)),
+)  # fmt: skip
+def test_a_run_that_stops_otherwise_has_another_dump(change, tmp_path):
+    first = dump(tmp_path)
+    assert dump(tmp_path, **change) != first
+    assert len(list((tmp_path / "dumps").iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", [dumps.REASON, dumps.CONFIG, dumps.BATCH, dumps.STATE])
+def test_a_dump_that_is_not_whole_is_not_taken_for_one(name, tmp_path):
+    first = dump(tmp_path)
+    (first / name).rename(tmp_path / "elsewhere")
+    if name == dumps.REASON:
+        (first / name).write_text("[1]")
+    assert dump(tmp_path).name == "step_12.1"
+
+
 def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device", "/runs/a/dumps/batch.npz")
 

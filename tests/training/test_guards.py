@@ -196,7 +196,7 @@ GOOD = {
     "loss": 0.1, "grad_norm": 1.0, "update_norm": 1e-3, "entropy": 0.5, "approx_kl": 0.0, "ratio_max": 1.0,
     "sampler_gap": 1e-6, "truncated": 0.0, "guards/skipped": 0.0, "guards/advantages_finite": 1.0,
 }  # fmt: skip
-SKIPPED = GOOD | {"guards/skipped": 1.0, "grad_norm": math.nan, "update_norm": math.nan}
+SKIPPED = GOOD | {"guards/skipped": 1.0, "grad_norm": math.nan, "update_norm": 0.0}
 
 
 def watched(settings=None, earlier=(), **options):

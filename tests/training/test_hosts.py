@@ -16,6 +16,8 @@ import pytest
 
 from salt_jax.graders import GraderError
 from salt_jax.training import generation, hosts, hosts_start
+from salt_jax.training.checkpoint import CheckpointError
+from salt_jax.training.dumps import DumpError
 from salt_jax.training.hosts_start import ADDRESS, COUNT, INDEX
 from salt_jax.training.settings import ConfigError
 from salt_jax.training.sharding import batch_sharding, make_mesh
@@ -86,6 +88,7 @@ def test_objects_and_flags_go_to_all(both: list[dict[str, Any]]) -> None:
         assert all(math.isnan(part["nan"]) for part in found["gathered"])
         assert found["any"] == [True, False]
         assert found["first"] == {"from": 0}
+        assert found["first_long"]
 
 
 def test_what_fails_on_one_process_is_refused_by_all(both: list[dict[str, Any]]) -> None:
@@ -165,9 +168,46 @@ def test_a_lost_process_ends_the_other_with_a_line(subprocess_env: dict[str, str
 
 def test_a_lost_process_is_told_from_other_errors(both: list[dict[str, Any]]) -> None:
     for i, found in enumerate(both):
-        said = "(Gloo AllGather failed: Connection closed by peer); start all again to resume"
+        said = "(UNKNOWN: Gloo AllGather failed: Connection closed by peer); start all again to resume"
         assert found["explained"] == f"process {i} of 2: another process of this run is gone {said}"
         assert found["not_explained"] is None
+
+
+def raised_from(error: Exception, cause: Exception | None) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+GLOO = "UNKNOWN: Gloo all-reduce failed: [external/gloo/transport/tcp/pair.cc:547] Connection closed by peer"
+BARRIER = "DEADLINE_EXCEEDED: Barrier timed out. Id: x::0. # of tasks that reached the barrier: 1/2."
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ValueError(GLOO), GLOO),
+        (jax.errors.JaxRuntimeError(GLOO), GLOO),
+        (jax.errors.JaxRuntimeError(BARRIER), BARRIER),
+        (jax.errors.JaxRuntimeError("INTERNAL: NCCL operation failed"), "INTERNAL: NCCL operation failed"),
+        (raised_from(CheckpointError("step 3: could not be written"), jax.errors.JaxRuntimeError(BARRIER)), BARRIER),
+        (raised_from(DumpError("runs"), raised_from(OSError("x"), ValueError(GLOO))), GLOO),
+        (CheckpointError("/runs/nccl-test/checkpoints/train/3 cannot be restored: barrier"), None),
+        (raised_from(CheckpointError("/runs/nccl/3"), OSError(28, "No space left", "/runs/nccl/3")), None),
+        (ConfigError("SALT_JAX_HEARTBEAT_SECONDS = '1' is not allowed"), None),
+        (ValueError("no task 'barrier'"), None),
+        (ValueError("RESOURCE_EXHAUSTED: Error writing file:///runs/gloo/3/params"), None),
+        (jax.errors.JaxRuntimeError("INTERNAL: cannot read /home/nccl/cache"), None),
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes"), None),
+        (KeyError(GLOO), None),
+    ],
+)
+def test_only_what_the_runtime_says_tells_of_a_lost_process(error: Exception, text: str | None) -> None:
+    assert hosts.gone(error) == text
+
+
+def test_sigterm_is_nobodys_before_ours(both: list[dict[str, Any]]) -> None:
+    """JAX's preemption notifier would swallow it while a run starts."""
+    assert [found["sigterm"] for found in both] == [False, False]
 
 
 def test_one_process_is_left_as_it_was() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import io
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -18,9 +21,11 @@ from rich.console import Console
 from configs import arithmetic
 from salt_jax.training import generation, loop, workdir
 from salt_jax.training.checkpoint import Checkpoints
-from salt_jax.training.config import ConfigError
+from salt_jax.training.config import ConfigError, parse
 from salt_jax.training.dumps import read_dump
 from salt_jax.training.guards import NonFiniteError
+from salt_jax.training.sharding import make_mesh
+from salt_jax.training.state import init_params, init_state, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("shared_compilations")
 STEPS = 3
@@ -103,6 +108,47 @@ def test_a_second_run_starts_from_the_first_ones_policy(finished, tmp_path):
     assert second["before"]["accuracy"] == summary["after"]["accuracy"]
     jax.tree.map(np.testing.assert_array_equal, final_params(folder), final_params(tmp_path / "run"))
     assert sorted(folder.rglob("*")) == before  # the first run's folder is only read
+
+
+def test_a_resumed_run_does_not_hold_the_state_that_it_throws_away():
+    run = parse(tiny())
+    optimizer, mesh = make_optimizer(run.optimizer, 3), make_mesh()
+    config = dataclasses.replace(run.policy, vocab_size=12)
+    params = init_params(config, jax.random.key(0))
+
+    def begin(params):
+        return init_state(params, optimizer, jax.random.key(1), keep_reference=True)
+
+    fresh = loop.first_state(begin, params, mesh, None)
+    shapes = loop.first_state(begin, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params), mesh, 2)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype, a.sharding), (b.shape, b.dtype, b.sharding)),
+        fresh, shapes,
+    )
+
+
+def test_records_that_are_missing_are_named(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    for name, step in (("metrics.jsonl", 2), ("evaluations.jsonl", 0)):
+        rows = workdir.read_records(folder / name)
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] != step))
+    (folder / "summary.json").unlink()
+    summary, text = train(tiny(), folder)
+    assert "metrics.jsonl has no record of 1 steps up to 3, the first: 2" in text
+    assert "evaluations.jsonl has no evaluation before the first step" in text
+    assert summary["before"] is None
+    assert summary["after"]["step"] == 3
+
+
+def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(workdir, "write_atomically", full)
+    with pytest.raises(workdir.StorageError, match=r"^\S+/run/config.json: No space left on device$"):
+        train(tiny(), tmp_path / "run")
 
 
 def test_another_policy_cannot_be_taken_over(finished, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,16 +97,24 @@ def found() -> dict[str, Any]:
         "gathered": hosts.gather({"text": "é\ud800" * 3000 * hosts.index(), "nan": float("nan")}),
         "any": [hosts.any_process(hosts.index() == 1), hosts.any_process(False)],
         "first": hosts.first_to_all({"from": hosts.index()}),
+        "first_long": hosts.first_to_all("é\ud800" * 3000 if hosts.lead() else object()) == "é\ud800" * 3000,
+        "sigterm": caught(signal.SIGTERM),
         "agreed": hosts.agree(lambda: hosts.index() + 10),
         "one_fails": refused(lambda: hosts.agree(lambda: on_second("no such file"))),
         "grades": [grades.rewards.tolist(), grades.rewarded.tolist(), list(grades.answers), grades.errors.count],
         "components": grades.components.tolist(), "first_error": grades.errors.first, "texts": all_texts,
         "broken": refused(lambda: grade_shares(broken, mine, *share, 8)),
         "mesh": [refused(lambda m=m: hosts.check_mesh(m)) for m in (mesh, make_mesh(4), lone)],
-        "explained": hosts.explain(RuntimeError("Gloo AllGather failed: Connection closed\nby peer")),
+        "explained": hosts.explain(RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed\nby peer")),
         "rollouts": {method: rollouts(method) for method in ("plain", "aepo")},
         "not_explained": hosts.explain(RuntimeError("shapes do not fit")),
     }  # fmt: skip
+
+
+def caught(number: int) -> bool:
+    """Whether anything in this process, C++ included, handles a signal."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("SigCgt:")]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 if __name__ == "__main__":
