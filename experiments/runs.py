@@ -101,8 +101,6 @@ def _load(folder: Path, label: str) -> Run:
     records = {}
     for name in (workdir.METRICS, workdir.EVALUATIONS):
         records[name] = _parsed(folder / name, workdir.read_records)
-        if any(not isinstance(record, dict) or "step" not in record for record in records[name]):
-            raise ConfigError(f"{folder / name}: a line without 'step'")
     return Run(
         folder, label, objects[workdir.CONFIG], records[workdir.METRICS], records[workdir.EVALUATIONS],
         objects[workdir.SUMMARY],
@@ -112,6 +110,8 @@ def _load(folder: Path, label: str) -> Run:
 def _parsed(path: Path, parse: Any) -> Any:
     try:
         return parse(path)
+    except workdir.StorageError as error:  # names file and line
+        raise ConfigError(str(error)) from None
     except (ValueError, OSError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 

@@ -280,8 +280,8 @@ def _break(folder: Path, how: str) -> None:
     [
         ("no config", "is not a run: it has no config.json"),
         ("no records", "nothing to draw yet"),
-        ("bad line", "metrics.jsonl cannot be read"),
-        ("no step", "a line without 'step'"),
+        ("bad line", "metrics.jsonl: line"),
+        ("no step", "is damaged"),
         ("bad config", "config.json cannot be read"),
     ],
 )
