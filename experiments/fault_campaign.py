@@ -119,8 +119,9 @@ class Campaign:
         allowed = BROKEN.get(kind, (0,) if kind == "kill_grader" else (-9,))
         row = self.note(kind, status=ended.status, resumed=dict(ended.resumed), lost=lost(self.current))
         row["tracebacks"] = ended.tracebacks
-        early = ended.status in (-15, -2, 130) and not (self.current / "checkpoints").exists()
-        if ended.status not in allowed and not early:  # a signal before the run had begun ends Python at once
+        outside = not (self.current / "checkpoints").exists() or (self.current / "summary.json").exists()
+        early = ended.status in (-15, -2, 130) and outside
+        if ended.status not in allowed and not early:  # before a run begins and after it, a signal ends Python at once
             row["failed"] = (ended.text.strip().splitlines() or [""])[-1]
         if kind == "kill_grader":
             self.judge(kind, row, ended, self.current)

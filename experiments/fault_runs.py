@@ -39,7 +39,8 @@ def _train(arguments: list[str], log: str, niceness: int) -> None:
 def fork_server() -> Any:
     """Starts processes; one server serves all that this process asks for."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["experiments.train", "experiments.fault_runs"])
+    late = ["tensorboardX.event_file_writer", "salt_jax.tasks.arithmetic_builder"]  # a run imports them in use
+    context.set_forkserver_preload(["experiments.train", "experiments.fault_runs", *late])
     return context
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from experiments import cli, plot
 from salt_jax.training import hosts
 from salt_jax.training.loop import train
+from salt_jax.training.preemption import watching
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     train(cli.CONFIG.value, folder)
     if not hosts.lead():
         return
-    plot.draw([folder], folder)
+    with watching():  # a signal that comes now waits a second for the plots
+        plot.draw([folder], folder)
     plot.print_table([folder])
     print(f"plots: {folder / 'reward.png'}, {folder / 'geometry.png'}")
 

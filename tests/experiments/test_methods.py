@@ -63,7 +63,7 @@ def quick(name: str):
 
 @pytest.mark.usefixtures("shared_compilations")
 @pytest.mark.parametrize(
-    "name", [name if name == "copg" else pytest.param(name, marks=pytest.mark.slow) for name in forms.METHODS]
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in forms.METHODS]
 )
 def test_a_form_runs(name, tmp_path):
     summary = loop.train(quick(name), tmp_path / "run", Console(file=io.StringIO(), width=200))

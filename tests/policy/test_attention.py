@@ -67,7 +67,7 @@ def expected(group):
 
 
 @fused
-@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("group", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_hidden_states_and_gradients_are_those_of_the_segments(name, group):
     assert_same(hidden_and_gradient(dataclasses.replace(CONFIG, attention=name), group), expected(group))
 

@@ -65,7 +65,7 @@ def started(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "method",
-    [name if name == "vade" else pytest.param(name, marks=pytest.mark.slow) for name in COLLECTORS],
+    [pytest.param(name, marks=pytest.mark.slow) for name in COLLECTORS],  # test_interruption has one of them
 )
 def test_an_interrupted_run_ends_with_the_same_bits(method, started, tmp_path, monkeypatch):
     config = configured(method, init_from=started)

@@ -44,7 +44,7 @@ def graded(demonstrations: bool = False):
     return dataclasses.replace(batch, valid=valid, extra={"demonstration": shown})
 
 
-QUICK = ("reinforce_pp, kl in the reward, d3s tokens, lp_reg", "demonstrations, pods, macro-actions")
+QUICK = ("demonstrations, pods, macro-actions",)
 
 
 @pytest.mark.parametrize(

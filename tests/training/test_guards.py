@@ -57,7 +57,7 @@ def assert_unchanged(after, before):
 
 @pytest.mark.parametrize(
     ("settings", "updates"),
-    [({}, 1), (FOUR, 4), pytest.param(SKETCH, 1, marks=pytest.mark.slow)],
+    [({}, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((FOUR, 4), (SKETCH, 1)))],
     ids=["salt", "four updates", "sketch"],
 )
 def test_a_policy_that_is_not_finite_stays_as_it_is(settings, updates):

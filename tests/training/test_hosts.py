@@ -120,7 +120,7 @@ def test_a_mesh_uses_all_devices_and_keeps_a_row_on_one_process(both: list[dict[
         assert across.startswith("config.mesh.tensor splits a rollout over processes 0, 1; allowed:")
 
 
-@pytest.mark.parametrize("method", ["plain", "aepo"])
+@pytest.mark.parametrize("method", ["plain", pytest.param("aepo", marks=pytest.mark.slow)])
 def test_rollouts_are_those_of_one_process(both: list[dict[str, Any]], method: str) -> None:
     """Completions and rewards to the last bit; log-probs up to the order of sums over the parts of the vocabulary."""
     alone = rollouts(method)  # this process has eight devices, too
@@ -291,6 +291,7 @@ def test_a_coordinator_that_nobody_is_at_is_refused_in_bounded_time() -> None:
         hosts_start._wait_for(f"localhost:{port}", 1)
 
 
+@pytest.mark.slow
 def test_a_missing_process_ends_the_first_one_with_a_line(subprocess_env: dict[str, str]) -> None:
     started = "from salt_jax.training import hosts; hosts.initialize_from_environment()"
     environment = subprocess_env | {

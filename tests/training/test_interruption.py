@@ -74,7 +74,8 @@ def test_polls_are_in_every_part_of_a_run(whole):
     assert 2 + 3 * 2 + 3 * 2 <= whole[1] <= 2 + 3 * 2 + 3 * 3
 
 
-@pytest.mark.parametrize("at", [4, 7])  # in the first evaluation, between two rounds of a step
+# in the first evaluation, between two rounds of a step
+@pytest.mark.parametrize("at", [pytest.param(4, marks=pytest.mark.slow), 7])
 def test_stopped_at_a_poll(at, whole, tmp_path, monkeypatch):
     stopped_and_resumed(at, whole[0], tmp_path / "run", monkeypatch)
 

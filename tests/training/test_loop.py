@@ -158,6 +158,7 @@ def test_another_policy_cannot_be_taken_over(finished, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_policy_that_explodes_stops_the_run(finished, tmp_path):
     folder, _, _ = finished
     config = tiny(init_from=str(folder), warm_start__steps=0, optimizer__learning_rate=1e30, checkpoint__every=1)
@@ -204,6 +205,7 @@ def test_updates_that_are_not_finite_change_nothing_and_then_stop_the_run(allowe
     assert (found.step, found.exact, found.statistic) == (allowed + 1, True, "guards/advantages_finite")
 
 
+@pytest.mark.slow
 def test_the_update_gets_no_more_columns_than_the_longest_row_needs(tmp_path, monkeypatch):
     shapes = []
 

@@ -86,7 +86,7 @@ def test_shards_are_pieces():
 @pytest.mark.mesh
 @pytest.mark.parametrize(
     ("mesh", "salt", "microbatches"),
-    [((2, 2, 2), EXACT, 1), ((8, 1, 1), OFF, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in LONG)],
+    [((2, 2, 2), EXACT, 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (((8, 1, 1), OFF, 1), *LONG))],
     ids=["2x2x2-salt", "8-grpo", "2x2x2-grpo-accumulated", "8-salt-accumulated", "2x2x2-sketch-accumulated",
          "1x4x2-sketch", *FAMILIES],
 )  # fmt: skip
