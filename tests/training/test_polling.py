@@ -41,7 +41,9 @@ def arrays(collected: Any) -> list[np.ndarray]:
     return jax.tree.leaves(jax.device_get(collected.rollouts))
 
 
-@pytest.mark.parametrize("method", ["plain", *(pytest.param(name, marks=pytest.mark.slow) for name in METHODS if name != "plain")])
+@pytest.mark.parametrize(
+    "method", [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_stop_in_a_collection_leaves_it_where_it_was(method: str) -> None:
     poll = Countdown()
     shared = dataclasses.replace(engine({"collection.method": method} | METHODS[method]), poll=poll)
