@@ -25,12 +25,11 @@ TRACEBACK = "Traceback (most recent call last)"
 RESUMED = re.compile(r"^(warm start|train): resumed at step (\d+) of", re.MULTILINE)
 
 
-def _train(arguments: list[str], log: str, niceness: int) -> None:
+def _train(arguments: list[str], log: str) -> None:
     """In the new process: everything it prints goes to ``log``, and it ends as the command does."""
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.nice(niceness)
     from experiments import cli, train
 
     sys.exit(cli.run(train.main, ["experiments.train", *arguments]))
@@ -76,7 +75,7 @@ class Started:
         self.log = log
         self.began = time.monotonic()
         self.from_byte = log.stat().st_size if log.exists() else 0
-        self.process = context.Process(target=_train, args=([*arguments, f"--workdir={folder}"], str(log), 0))
+        self.process = context.Process(target=_train, args=([*arguments, f"--workdir={folder}"], str(log)))
         self.process.start()
 
     @property

@@ -22,8 +22,8 @@ from salt_jax.training.settings import ConfigError
 from salt_jax.training.sharding import batch_sharding
 
 __all__ = [
-    "agree", "any_process", "check_mesh", "count", "end_process", "explain", "fetch", "fetch_local", "first_to_all",
-    "gather", "index", "initialize_from_environment", "lead", "local_rows", "put", "together",
+    "agree", "check_mesh", "count", "end_process", "explain", "fetch", "fetch_local", "first_to_all",
+    "gather", "index", "initialize_from_environment", "largest", "lead", "local_rows", "put", "together",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -152,12 +152,12 @@ def _padded(message: np.ndarray, size: int) -> np.ndarray:
     return padded
 
 
-def any_process(flag: bool) -> bool:
-    """Whether a flag is set on some process, the same on all; all must call it alike."""
+def largest(number: int) -> int:
+    """The largest of the processes' numbers, on all; all must call it alike. One small collective operation."""
     if jax.process_count() == 1:
-        return flag
+        return number
     with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+        return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 def first_to_all(value: T) -> T:

@@ -68,7 +68,7 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
         hosts.agree(lambda: workdir.check_equal(first, about))
     try:
         with contextlib.ExitStack() as open_until_done:
-            watch = open_until_done.enter_context(watching(lambda signum: max(hosts.gather(signum))))
+            watch = open_until_done.enter_context(watching(hosts.largest))
             hosts.agree(lambda: open_until_done.enter_context(locked(folder)) if hosts.lead() else None)
             session = start(run, about, folder, console, watch, open_until_done)
             return train_in(session, setup.policy_config(run, session.task))

@@ -96,21 +96,15 @@ class Phase:
     ) -> None:
         self.session, self.checkpoints, self.work, self.state = session, checkpoints, work, state
         self.folder, run = session.folder, session.run
-        recorded = workdir.read_records(self.folder / work.records) if hosts.lead() and latest is None else []
-        if recorded:
-            text = f"{work.records} has {len(recorded)} steps but there is no checkpoint in {checkpoints.directory}"
-            session.warn(f"{text}: the phase starts over")
         self.done = latest or 0  # steps whose update is in ``state``
         self.saved = latest  # the step of the newest checkpoint
         if latest is not None:
             self.state = checkpoints.restore(latest, state, work.data)
             session.say(f"{work.label}: resumed at step {latest} of {work.total}")
-        if hosts.lead():
-            for name in (work.records, workdir.EVALUATIONS) if work.judge else (work.records,):
-                workdir.rewind(self.folder / name, -1 if latest is None else latest)
-        if hosts.lead():
-            self._miss_records(latest or 0)
-        self.guards = Guards(run, session.warn, earlier=self._earlier(), warm_start=not work.samples)
+        rows = self._rewound(latest) if hosts.lead() else []
+        if hosts.count() > 1:  # the last of them are all that is counted in a row
+            rows = hosts.first_to_all(rows[-max(run.guards.max_skipped, run.monitors.patience) - 1 :])
+        self.guards = Guards(run, session.warn, earlier=rows, warm_start=not work.samples)
         self.pending: Pending | None = None
         self.writer = MetricWriter(
             self.folder / work.records, total=work.total, start=self.done, label=work.label,
@@ -203,22 +197,22 @@ class Phase:
             halt.about = (pending, values)
             raise
 
-    def _earlier(self) -> list[dict[str, Any]]:
-        """Records of the steps before, the same on all processes; the last of them are all that is counted in a row."""
-        rows = workdir.read_records(self.folder / self.work.records) if hosts.lead() else []
-        if hosts.count() == 1:
-            return rows
-        run = self.session.run
-        return hosts.first_to_all(rows[-max(run.guards.max_skipped, run.monitors.patience) - 1 :])
-
-    def _miss_records(self, latest: int) -> None:
-        """Says so where the files hold less than the checkpoint: somebody, or a power cut, took it."""
-        found = {row["step"] for row in workdir.read_records(self.folder / self.work.records)}
-        if lost := [step for step in range(1, latest + 1) if step not in found]:
+    def _rewound(self, latest: int | None) -> list[dict[str, Any]]:
+        """Drops what the files have of later steps and says what they lack of earlier ones; the records that stay."""
+        work, rows = self.work, workdir.read_records(self.folder / self.work.records)
+        if rows and latest is None:
+            text = f"{work.records} has {len(rows)} steps but there is no checkpoint in {self.checkpoints.directory}"
+            self.session.warn(f"{text}: the phase starts over")
+        for name in (work.records, workdir.EVALUATIONS) if work.judge else (work.records,):
+            workdir.rewind(self.folder / name, -1 if latest is None else latest)
+        rows = [row for row in rows if latest is not None and row["step"] <= latest]
+        found = {row["step"] for row in rows}
+        if lost := [step for step in range(1, (latest or 0) + 1) if step not in found]:
             first = f"the first: {lost[0]}"
-            self.session.warn(f"{self.work.records} has no record of {len(lost)} steps up to {latest}, {first}")
-        if self.work.judge is not None and latest > 0 and self._unevaluated(0):
+            self.session.warn(f"{work.records} has no record of {len(lost)} steps up to {latest}, {first}")
+        if work.judge is not None and latest and self._unevaluated(0):
             self.session.warn(f"{workdir.EVALUATIONS} has no evaluation before the first step")
+        return rows
 
     def _unevaluated(self, step: int) -> bool:
         """Whether the evaluation of a step was never made: the run was stopped before it, or in it."""

@@ -11,7 +11,9 @@ from typing import Any
 
 from absl import logging
 
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
+DISK = (  # what the system says of a disk or its rights
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG,
+)
 
 
 def reason(error: BaseException) -> str:
@@ -26,7 +28,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    for number in _DISK:
+    for number in DISK:
         if os.strerror(number) in text:
             return os.strerror(number)
     return f"{type(error).__name__}: {text[:300]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import json
 import os
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from salt_jax.training.quiet import DISK
 from salt_jax.training.settings import ConfigError
 
 CONFIG = "config.json"
@@ -46,11 +46,10 @@ def about_a_file(error: OSError) -> bool:
     """Whether an error is the file system's: of a file, or of a disk.
 
     Example:
-      >>> about_a_file(OSError(errno.ENOSPC, "No space left on device")), about_a_file(TimeoutError())
+      >>> about_a_file(OSError(28, "No space left on device")), about_a_file(TimeoutError())
       (True, False)
     """
-    disk = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG)
-    return error.filename is not None or error.errno in disk
+    return error.filename is not None or error.errno in DISK
 
 
 def reason(error: OSError, folder: Path) -> str:

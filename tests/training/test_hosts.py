@@ -86,7 +86,7 @@ def test_objects_and_flags_go_to_all(both: list[dict[str, Any]]) -> None:
     for found in both:
         assert [part["text"] for part in found["gathered"]] == ["", "é\ud800" * 3000]
         assert all(math.isnan(part["nan"]) for part in found["gathered"])
-        assert found["any"] == [True, False]
+        assert found["largest"] == [15, 0]
         assert found["first"] == {"from": 0}
         assert found["first_long"]
 
@@ -215,7 +215,7 @@ def test_one_process_is_left_as_it_was() -> None:
     rows = np.arange(8)
     placed = hosts.put({"rows": rows}, batch_sharding(mesh))
     assert hosts.fetch_local(placed["rows"]).tolist() == hosts.fetch(placed)["rows"].tolist() == rows.tolist()
-    assert (hosts.lead(), hosts.count(), hosts.index(), hosts.any_process(False)) == (True, 1, 0, False)
+    assert (hosts.lead(), hosts.count(), hosts.index(), hosts.largest(-3)) == (True, 1, 0, -3)
     hosts.check_mesh(make_mesh(4))  # some of the devices are enough
     assert hosts.explain(RuntimeError("gloo")) is None
     with pytest.raises(ConfigError, match="^no file$"):

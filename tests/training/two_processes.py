@@ -95,7 +95,7 @@ def found() -> dict[str, Any]:
         "dtype": str(placed["embedding"].dtype),
         "rows": mine.tolist(), "local": hosts.fetch_local((doubled, doubled[:, 0]))[0].tolist(),
         "gathered": hosts.gather({"text": "é\ud800" * 3000 * hosts.index(), "nan": float("nan")}),
-        "any": [hosts.any_process(hosts.index() == 1), hosts.any_process(False)],
+        "largest": [hosts.largest(15 * hosts.index()), hosts.largest(0)],
         "first": hosts.first_to_all({"from": hosts.index()}),
         "first_long": hosts.first_to_all("é\ud800" * 3000 if hosts.lead() else object()) == "é\ud800" * 3000,
         "sigterm": caught(signal.SIGTERM),
