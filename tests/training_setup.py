@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from typing import Any
 
 import jax
@@ -27,9 +28,14 @@ from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
 from salt_jax.training.config import RunConfig, parse
 from salt_jax.training.reweighting import first_basis
+from tests.conftest import OLD_EMITTERS
 
 VOCAB, PAD, STOP = 12, 0, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
+# As users compile: what tests/conftest.py turns off for all other tests is on.
+DEFAULT_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 3}
+if OLD_EMITTERS in os.environ["XLA_FLAGS"]:
+    DEFAULT_COMPILE["xla_cpu_use_fusion_emitters"] = True
 OPTIMIZER = optax.sgd(1.0)
 TINY = {
     "policy.d_model": 8,
@@ -73,6 +79,11 @@ def tiny_run(overrides: dict[str, Any] | None = None) -> RunConfig:
 def compiled(function: Any, **options: Any) -> Any:
     """jax.jit without backend optimisations."""
     return jax.jit(function, compiler_options=FAST_COMPILE, **options)
+
+
+def compiled_as_users_do(function: Any, **options: Any) -> Any:
+    """jax.jit as it is without the flags of the tests."""
+    return jax.jit(function, compiler_options=DEFAULT_COMPILE, **options)
 
 
 def call(function: Any, *arguments: Any) -> Any:

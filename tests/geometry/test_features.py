@@ -13,6 +13,7 @@ import pytest
 from salt_jax import geometry, vocab
 from tests.reference import geometry as reference
 from tests.reference.jaxpr import largest_array
+from tests.training_setup import compiled_as_users_do
 
 M, T, H, V = 4, 3, 2, 7
 CHUNKS = [1, 3, 5, 7, 64]
@@ -41,6 +42,15 @@ def test_both_routes_match_explicit_features(route, softmax):
         got = jax.jit(functools.partial(function, route=route, chunk_size=chunk_size))(*inputs)
         rows = reference.features(*inputs, softmax=softmax)
         np.testing.assert_allclose(got, reference.gram(rows), **TOLERANCE)
+
+
+@pytest.mark.parametrize("route", ["features", "pairs"])
+@pytest.mark.parametrize("function", [geometry.lm_head_gram, geometry.taken_token_gram])
+def test_features_as_users_compile_them(route, function):
+    inputs = example(1)
+    got = compiled_as_users_do(functools.partial(function, route=route, chunk_size=3))(*inputs)
+    rows = reference.features(*inputs, softmax=function is geometry.lm_head_gram)
+    np.testing.assert_allclose(got, reference.gram(rows), **TOLERANCE)
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)

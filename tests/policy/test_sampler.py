@@ -20,7 +20,7 @@ from salt_jax.policy.transformer import Decoder
 from salt_jax.rollout import RolloutBatch
 from tests.reference import transformer as reference
 from tests.reference.jaxpr import shapes
-from tests.training_setup import call, compiled, merged, policy_and_params, same_bits
+from tests.training_setup import call, compiled, compiled_as_users_do, merged, policy_and_params, same_bits
 
 CONFIG = TransformerConfig(
     vocab_size=11, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=12
@@ -98,6 +98,19 @@ def test_log_probs_are_those_of_the_trainer_and_of_loops(temperature, scan):
         for t, z in enumerate(reference_logits(samples, row, config)):
             expected = log_softmax(z / temperature)[samples.tokens[row, t]]
             np.testing.assert_allclose(samples.log_probs[row, t], expected, atol=1e-4)
+
+
+def test_as_users_compile_it_the_same_tokens_are_drawn():
+    policy, params = policy_and_params(CONFIG)
+    sampling = SamplingConfig(T)
+    run = compiled_as_users_do(
+        lambda params, prompts, mask, key: sample(
+            nnx.merge(policy, params), prompts, mask, key, group_size=G, config=sampling, stop_ids=STOPS, pad_id=PAD
+        )
+    )
+    samples, expected = run(params, *prompts_and_mask(), jax.random.key(0)), draw(sampling)
+    np.testing.assert_array_equal(samples.tokens, expected.tokens)
+    np.testing.assert_allclose(samples.log_probs, expected.log_probs, atol=1e-5)
 
 
 def check_ends(samples, stop_ids, pad_id, length):

@@ -77,7 +77,8 @@ def test_all_processes_stop_for_one():
 
 
 PROGRAM = """
-import ctypes
+import ctypes, signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` hands it on as ignored
 from salt_jax.training.preemption import watching
 with watching() as watch:
     print("ready", flush=True)

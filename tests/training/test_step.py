@@ -122,6 +122,11 @@ def reference_scores(params, run, batch):
     return log_probs, entropy, hidden
 
 
+def test_a_step_as_users_compile_it_is_the_same():
+    found = setup.compiled_as_users_do(setup.bound_step(tiny_run()))(initial_state(), rollouts())
+    assert_same_step(found, run_step())
+
+
 def missing_grade():
     """A batch in which one grade is missing."""
     batch = rollouts()
