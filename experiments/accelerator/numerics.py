@@ -247,7 +247,7 @@ def decaying_gram(m: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _spectra(setting: Setting, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
-    found = {}
+    found: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
     for m in (64, 128) if setting.tiny else (256, 1024):
         gram, a = decaying_gram(m, rng), rng.choice([-1.0, 1.0], m).astype(np.float32)
         found |= {f"a′, {eigen}, m = {m}": (gram, a, eigen) for eigen in ("full", "iterative")}

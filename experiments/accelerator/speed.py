@@ -241,9 +241,8 @@ def decode(setting: Setting) -> Iterator[Row]:
     ids = {
         rows: jax.random.randint(jax.random.key(rows), (rows // 8, prompt), 0, policy.vocab_size) for rows in (64, 512)
     }
-    programs = compile_together({
-        str(rows): lambda of=of: jax.jit(generate).lower(params, of) for rows, of in ids.items()
-    })  # fmt: skip
+    lowerings = {str(rows): functools.partial(jax.jit(generate).lower, params, of) for rows, of in ids.items()}
+    programs = compile_together(lowerings)
     for rows, of in ids.items():
         program, size = programs[str(rows)], argparse.Namespace(
             prompts=rows // 8, rollouts=8, prompt=prompt, new_tokens=new

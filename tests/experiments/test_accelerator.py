@@ -1,4 +1,4 @@
-"""The driver of `experiments.accelerator` on stages that compute nothing, and the whole command in its small form (slow).
+"""The driver of `experiments.accelerator` on stages that compute nothing; the whole command in its small form (slow).
 
 Imports no JAX: each stage's process imports this file.
 """
