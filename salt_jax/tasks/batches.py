@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grain
 import numpy as np
 
 from salt_jax.tasks.lengths import check_not_empty, encode_prompt, encode_solution
 from salt_jax.tasks.task import Example, Source
 from salt_jax.tasks.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    import grain  # the step, the sampler and the geometry need none of it: it is imported where batches are made
 
 Batch = dict[str, Any]
 
@@ -159,6 +161,8 @@ def _iterate(
             f" batch_size = {batch_size}"
         )
     check_not_empty(source)
+    import grain
+
     rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
 
     def collate_shard(examples: Sequence[Example]) -> Batch:

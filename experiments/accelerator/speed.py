@@ -1,0 +1,259 @@
+"""Stages `ceilings`, `step`, `geometry` and `decode`: how fast, against what the device can."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments.accelerator.driver import Row, Setting
+from experiments.accelerator.measuring import (
+    COPY,
+    GIB,
+    WHOLE,
+    Program,
+    compile_together,
+    failed,
+    fused,
+    policy_of,
+    seconds,
+)
+from experiments.accelerator.numerics import decaying_gram
+from experiments.benchmarks import report, sampling
+from experiments.benchmarks.salt_overhead import (
+    POLICIES,
+    VARIANTS,
+    model_flops,
+    policy_config,
+    random_rollouts,
+)
+from experiments.benchmarks.tpu_aot import memory
+from salt_jax import geometry, salt, vocab
+from salt_jax.policy.sampler import SamplingConfig, sample
+from salt_jax.training import config as training_config
+from salt_jax.training.reweighting import first_basis
+from salt_jax.training.sharding import make_mesh, tree_shardings
+from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.training.step import jit_train_step
+
+STEP_AIMS = {"exact": 1.08, "sketch": 1.03}  # over SALT off
+MINIBATCHES = (256, 64, 1024)  # m, the one with an aim first
+
+
+def ceilings(setting: Setting) -> Iterator[Row]:
+    """The rate of a large bfloat16 product, and bytes read and written a second by a copy larger than any cache."""
+    n = 256 if setting.tiny else 8192
+    a, b = (jax.random.normal(key, (n, n), jnp.bfloat16) for key in jax.random.split(jax.random.key(0)))
+    x = jnp.ones(2**18 if setting.tiny else 2**29)
+    programs = compile_together({
+        WHOLE: lambda: jax.jit(jnp.matmul).lower(a, b), COPY: lambda: jax.jit(jnp.negative).lower(x),
+    })  # fmt: skip
+    run = seconds(programs[WHOLE], a, b)
+    note = f"{n:,} cubed"
+    yield Row(WHOLE, 2 * n**3 / run / 1e12, "TFLOP/s", compile=programs[WHOLE].seconds, run=run, note=note)
+    run = seconds(programs[COPY], x)
+    note = f"{x.nbytes / GIB:.3g} GiB, read and written"
+    yield Row(COPY, 2 * x.nbytes / run / 1e12, "TB/s", compile=programs[COPY].seconds, run=run, note=note)
+
+
+def ceiling(setting: Setting, what: str) -> float:
+    """What stage `ceilings` found, in operations or bytes a second; measured here where it has not run."""
+    known = setting.known.get(("ceilings", what))
+    rates = {what: known} if known else {row.what: row.value for row in ceilings(setting)}
+    return 1e12 * (rates[what] or float("nan"))
+
+
+def step(setting: Setting) -> Iterator[Row]:
+    """Whole updates with SALT off, exact and sketched, by the fused attention; by `segments` where that fails."""
+    shape = argparse.Namespace(
+        policy="tiny" if setting.tiny else "qwen2.5-1.5b", rollouts=64, group=8, dtype="bfloat16", remat="full",
+        prompt=16 if setting.tiny else 256, tokens=48 if setting.tiny else 1280, vocab_chunk=4096,
+        attention=fused(), microbatches=1,
+    )  # fmt: skip
+    try:
+        yield from _updates(setting, shape)
+    except Exception as error:
+        yield failed(f"updates with {shape.attention}", error)
+        vars(shape).update(attention="segments", microbatches=8)  # scores of all rollouts at once would not fit
+        yield from _updates(setting, shape)
+
+
+def _updates(setting: Setting, shape: argparse.Namespace) -> Iterator[Row]:
+    run = training_config.parse(policy_config(shape))
+    vocab_size = POLICIES[shape.policy]["vocab_size"]
+    run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, vocab_size=vocab_size))
+    runs = {
+        name: dataclasses.replace(run, geometry=dataclasses.replace(run.geometry, **variant))
+        for name, variant in VARIANTS.items()
+    }
+    mesh, basis, rollouts = make_mesh(), first_basis(runs["sketch"]), random_rollouts(run)
+    policy, optimizer = make_policy(run.policy, mesh), make_optimizer(run.optimizer, run.steps)
+
+    def start(key: jax.Array) -> TrainState:
+        return init_state(init_params(run.policy, key), optimizer, key, sketch_basis=basis)
+
+    shapes = jax.eval_shape(start, jax.random.key(0))
+    lowerings: dict[str, Any] = {
+        name: lambda variant=variant: jit_train_step(variant, policy, optimizer, mesh, shapes).lower(shapes, rollouts)  # type: ignore[attr-defined]
+        for name, variant in runs.items()
+    }
+    programs = compile_together(lowerings)
+    assert programs["off"].compiled  # or its exception is raised, before anything is allocated
+    state = jax.jit(start, out_shardings=tree_shardings(shapes, mesh))(jax.random.key(0))
+    rate, off = ceiling(setting, WHOLE), float("nan")
+    for name, program in programs.items():
+        try:
+            times = []
+            for _ in range(4):  # one state, which goes from each to the next
+                began = time.perf_counter()
+                state, metrics = jax.block_until_ready(program(state, rollouts))
+                times.append(time.perf_counter() - began)
+            if metrics["guards/skipped"] > 0:
+                raise FloatingPointError("the update was skipped: something is not finite")
+        except Exception as error:
+            yield failed(f"update, SALT {name}", error)
+            if name == "off":
+                raise
+            continue
+        median = float(np.median(times[1:]))
+        note = f"{shape.attention}, remat {shape.remat}, microbatches {shape.microbatches}; "
+        note += f"first {times[0]:.2f} s, then {min(times[1:]):.3f} to {max(times[1:]):.3f}"
+        yield Row(f"update, SALT {name}", median, "s", compile=program.seconds, run=median, note=note)
+        if name == "off":
+            off, flops = median, model_flops(run)
+            note = f"{flops:.3g} FLOPs; what remat computes again is not counted"
+            yield Row("MFU, SALT off", flops / off / rate, "", 0.45, at_least=True, note=note)
+        else:
+            yield Row(f"SALT {name} over off", median / off, "×", STEP_AIMS[name])
+        yield _memory(f"memory, SALT {name}", program)
+
+
+def _memory(what: str, program: Program) -> Row:
+    held = memory(program.compiled)
+    size = held["arguments"] + held["temporaries"] + held["outputs"] - held["aliased"]
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    note = f"arguments {held['arguments'] / GIB:.1f}, temporaries {held['temporaries'] / GIB:.1f}"
+    return Row(what, size / GIB, "GiB", note=f"{note}; most allocated so far {peak / GIB:.1f}")
+
+
+def geometry_speed(setting: Setting) -> Iterator[Row]:
+    """The Gram of a minibatch and the eigen-part, beside the LM head's own forward and backward pass."""
+    rate, rng = ceiling(setting, WHOLE), np.random.default_rng(0)
+    t, v, h = (16, 512, 32) if setting.tiny else (1024, 151_936, 1536)
+    head = jax.jit(lambda: jax.random.normal(jax.random.key(0), (h, v)) * (3.0 / h**0.5))()
+    lowerings: dict[str, Any] = {}
+    given = {m: (decaying_gram(m, rng), rng.choice([-1.0, 1.0], m).astype(np.float32)) for m in MINIBATCHES}
+    for m in MINIBATCHES:
+        reweight = functools.partial(salt.reweight, config=salt.SaltConfig())
+        lowerings[f"eigen-part, m = {m}"] = lambda reweight=reweight, m=m: jax.jit(reweight).lower(*given[m])
+        lowerings |= _gram_lowerings(m, t, head)
+    programs = compile_together(lowerings)
+    for m in MINIBATCHES:
+        try:
+            name = f"eigen-part, m = {m}"
+            run = seconds(programs[name], *jax.device_put(given[m]))
+            note = "iterated" if m > 256 else "whole eigh"
+            yield Row(name, 1e3 * run, "ms", compile=programs[name].seconds, run=run, note=note)
+            yield from _gram_rows(m, t, head, rate, programs)
+        except Exception as error:
+            yield failed(f"Gram and LM head, m = {m}", error)
+
+
+def _gram_lowerings(m: int, t: int, head: jax.Array) -> dict[str, Any]:
+    chunk = min(4096, max(GIB // (m * t), 128))  # logits of 4 GiB at most
+    hidden = jax.ShapeDtypeStruct((m, t, head.shape[0]), jnp.bfloat16)
+    targets, normalizer = (jax.ShapeDtypeStruct((m, t), dtype) for dtype in (jnp.int32, jnp.float32))
+    mask = jnp.ones((m, t), bool)
+
+    def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scores = vocab.token_log_probs(hidden, head, targets, chunk_size=chunk)
+        return -scores.log_probs.mean(), scores.log_normalizer
+
+    def exact(hidden: jax.Array, head: jax.Array, targets: jax.Array, normalizer: jax.Array) -> jax.Array:
+        return geometry.lm_head_gram(hidden, head, targets, mask, log_normalizer=normalizer)
+
+    def sketch(hidden: jax.Array, head: jax.Array, targets: jax.Array, normalizer: jax.Array) -> jax.Array:
+        found = geometry.lm_head_sketch(hidden, head, targets, mask, jax.random.key(1), chunk_size=chunk)
+        return geometry.sketch_gram(found)
+
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    return {
+        f"LM head, forward and backward, m = {m}": lambda: gradient.lower(hidden, head, targets),
+        f"Gram, exact, m = {m}": lambda: jax.jit(exact).lower(hidden, head, targets, normalizer),
+        f"Gram, sketch, m = {m}": lambda: jax.jit(sketch).lower(hidden, head, targets, normalizer),
+    }
+
+
+def _gram_rows(m: int, t: int, head: jax.Array, rate: float, programs: dict[str, Program]) -> Iterator[Row]:
+    h, v = head.shape
+    keys = jax.random.split(jax.random.key(m))
+    given: tuple[Any, ...] = (
+        jax.jit(lambda: jax.random.normal(keys[0], (m, t, h), jnp.bfloat16))(), head,
+        jax.random.randint(keys[1], (m, t), 0, v),
+    )  # fmt: skip
+    product = 2.0 * m * t * v * h
+    square = 2.0 * m * m * v * h * (0.625 if m >= 128 else 1.0)  # half of it and the diagonal blocks
+    signs = 2.0 * m * t * v * geometry.num_signs(1024, v)
+    base = float("nan")
+    # FLOPs of what has to be computed: one forward and two backward products, nothing for logits made twice.
+    for what, flops in (
+        ("LM head, forward and backward", 3 * product), ("Gram, exact", 2 * product + square),
+        ("Gram, sketch", product + signs),
+    ):  # fmt: skip
+        name = f"{what}, m = {m}"
+        program = programs[name]
+        try:
+            run = seconds(program, *given, most=5)
+        except Exception as error:
+            yield failed(name, error)
+            continue
+        note = f"{flops / run / rate:.0%} of the product's rate, {report.extra_bytes(program.compiled) / GIB:.2f} GiB"
+        aim = None
+        if len(given) == 3:
+            base, given = run, (*given, program(*given)[1])
+        else:
+            note += f", {run / base:.2f} × the LM head"
+            aim = 1e3 * base if what == "Gram, exact" and m == MINIBATCHES[0] else None
+        yield Row(name, 1e3 * run, "ms", aim, compile=program.seconds, run=run, note=note)
+
+
+def decode(setting: Setting) -> Iterator[Row]:
+    """Tokens a second of the sampler, prompts included, and the share of what reading weights and caches takes."""
+    rate, policy = ceiling(setting, COPY), policy_of(setting)
+    new, prompt = (8, 8) if setting.tiny else (256, 256)
+    config, model = SamplingConfig(max_new_tokens=new), make_policy(policy)
+
+    def generate(params: Any, ids: jax.Array) -> Any:
+        return sample(
+            nnx.merge(model, params), ids, jnp.ones(ids.shape, bool), jax.random.key(2), group_size=8,
+            config=config, stop_ids=(policy.vocab_size,), pad_id=0,  # an id that is never drawn
+        )  # fmt: skip
+
+    params = jax.jit(functools.partial(init_params, policy))(jax.random.key(0))
+    ids = {
+        rows: jax.random.randint(jax.random.key(rows), (rows // 8, prompt), 0, policy.vocab_size) for rows in (64, 512)
+    }
+    lowerings = {str(rows): functools.partial(jax.jit(generate).lower, params, of) for rows, of in ids.items()}
+    programs = compile_together(lowerings)
+    for rows, of in ids.items():
+        program, size = programs[str(rows)], argparse.Namespace(
+            prompts=rows // 8, rollouts=8, prompt=prompt, new_tokens=new
+        )  # fmt: skip
+        try:
+            run = seconds(program, params, of, most=2)
+        except Exception as error:
+            yield failed(f"{rows} rollouts", error)
+            continue
+        needed = (sampling.matrix_bytes(policy) + sampling.cache_bytes(policy, config, size)) * new
+        note = f"{1e3 * run / new:.2f} ms a token, {report.extra_bytes(program.compiled) / GIB:.1f} GiB"
+        yield Row(f"{rows} rollouts", rows * new / run, "tokens/s", compile=program.seconds, run=run, note=note)
+        aim = 0.4 if rows == 64 else None
+        yield Row(f"share of the bandwidth, {rows} rollouts", needed / rate / run, "", aim, at_least=True)
