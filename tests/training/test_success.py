@@ -59,7 +59,7 @@ def test_every_way_to_collect(method, correct_from, monkeypatch):
     of_each, mean = dict(enumerate(right / 4)), right.mean() / 4
     solved = np.mean(right == 4)
     found, expected = {
-        "reinforce_ada": lambda: (extra["baseline"], of_each),
+        "reinforce_ada": lambda: ((extra["baseline"], seen["unresolved"]), (of_each, np.mean(right != 2))),
         "reinforce_ada_est": lambda: ((memory["positive"].tolist(), seen["success"]), (right.tolist(), mean)),
         "vade": lambda: (memory["alpha"].tolist(), right.tolist()),
         "dynamic": lambda: ((seen["all_right"], seen["all_wrong"]), (solved, 0.5 - solved)),
