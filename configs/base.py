@@ -15,7 +15,9 @@ def get_config() -> config_dict.ConfigDict:
     c.init_from = ""  # a finished run's workdir to take the initial policy from; '' starts from random weights
 
     c.task = config_dict.ConfigDict()
-    c.task.name = "arithmetic"  # a key of salt_jax.tasks.TASKS; the other keys are that task's arguments
+    c.task.name = "arithmetic"  # a key of salt_jax.tasks.TASKS
+    c.task.correct_from = 1.0  # reward of the grader from which a completion is a success; docs/methods.md
+    # The other keys are that task's arguments.
     c.task.operands = 2  # numbers in a problem
     c.task.digits = 2  # digits of an operand at most
     c.task.operators = "+"  # characters out of '+-*', drawn uniformly
@@ -70,7 +72,6 @@ def get_config() -> config_dict.ConfigDict:
     c.collection.method = "plain"  # a key of salt_jax.training.collect.COLLECTORS
     c.collection.clusters = ""  # classes of completions ('darling'): 'text', 'answer', 'package.module:function'
     c.collection.segments = ""  # 'newline': list items of a completion, for 'rank_grpo' and macro-actions
-    c.collection.positive_above = 0.7  # reward a rollout is positive above ('reinforce_ada', '…_est', 'vade', 'gvm')
     c.collection.max_batches = 10  # generation batches a step at most ('dynamic')
     c.collection.on_exhausted = "error"  # then; or 'train' on the groups with signal alone ('dynamic')
     c.collection.sampled_rollouts = config_dict.placeholder(int)  # a prompt; None: 4 x rollouts_per_prompt ('pods')
@@ -96,8 +97,8 @@ def get_config() -> config_dict.ConfigDict:
     c.collection.temperature_high = 1.2  # of the second sampling where entropy is at or below the target ('aepo')
     c.collection.temperature_low = 0.8  # where it is above ('aepo')
     c.collection.max_injected = 60  # rollouts of a step; half as many where entropy is above the target ('aepo')
-    c.collection.inject_above = 0.05  # group advantage from which a rollout is injected ('aepo')
-    c.collection.hpt_gate = 0.0  # mean reward up to which a prompt learns from its demonstration ('hpt')
+    c.collection.inject_above = 0.05  # group advantage above which a success is injected ('aepo')
+    c.collection.hpt_gate = 0.0  # success rate up to which a prompt learns from its demonstration ('hpt')
 
     # salt_jax.objective.ObjectiveConfig; docs/methods.md has the methods. What no choice reads must keep its default.
     c.objective = config_dict.ConfigDict()
@@ -118,7 +119,7 @@ def get_config() -> config_dict.ConfigDict:
     c.objective.darling_lambda_reward = 1.0  # weights where they are added
     c.objective.darling_lambda_diversity = 1.0
     c.objective.darling_add_bias = False  # first take off the group's least reward ('darling')
-    c.objective.darling_partition_correct = False  # diversity among those with a reward above 0 only ('darling')
+    c.objective.darling_partition_correct = False  # diversity among successes only ('darling')
     c.objective.copg_beta = 0.06  # reward a nat of log-ratio to the reference ('copg')
     c.objective.rank_reward = "exp_inf"  # 'dcg', 'exp_gamma' ('rank_grpo')
     c.objective.rank_gamma = 2.0  # base of the discount over ranks ('exp_gamma')
@@ -225,7 +226,6 @@ def get_config() -> config_dict.ConfigDict:
     c.evaluation.temperature = 0.0  # 0 is greedy
     c.evaluation.top_p = 1.0  # 1 keeps all tokens
     c.evaluation.max_new_tokens = config_dict.placeholder(int)  # tokens; None: sampling.max_new_tokens
-    c.evaluation.correct_from = 1.0  # reward from which a completion counts as correct
     c.evaluation.keep_texts = False  # write every completion to evaluations/STEP.jsonl
 
     c.checkpoint = config_dict.ConfigDict()
@@ -275,7 +275,7 @@ def pretrained(c: config_dict.ConfigDict, path: str) -> None:
 def set_task(c: config_dict.ConfigDict, name: str, **settings: object) -> None:
     """Another task with its own settings, all of which can then be overridden on the command line."""
     with c.unlocked():
-        c.task = config_dict.ConfigDict({"name": name, **settings})
+        c.task = config_dict.ConfigDict({"name": name, "correct_from": c.task.correct_from, **settings})
     c.task.lock()
 
 

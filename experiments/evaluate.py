@@ -68,7 +68,7 @@ def main() -> None:
         "run": str(run) if run else None, "step": step, "seconds": seconds, "tokens_per_second": rate,
         "config": config.to_dict(),
     }  # fmt: skip
-    correct_from = config.evaluation.correct_from
+    correct_from = config.task.correct_from
     parts = scores.of_parts(results, correct_from) if config.task.name == "mixture" else None
     evaluation = scores.save(folder, results, correct_from=correct_from, about=about, parts=parts)
     scores.print_evaluation(evaluation, rate, console, parts)

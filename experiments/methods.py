@@ -170,7 +170,7 @@ COLLECTOR_ROWS = {
     "vade": Entry("prompts of largest p̃(1−p̃)², p̃ ~ Beta", "arXiv 2511.18902", "figure only; λ inferred"),
     "gvm": Entry("n ∝ G/√(p + α/p^{β−1}), after pilots", "arXiv 2505.02391", RAN),
     "aepo": Entry(
-        "rollouts at another temperature replace rows; their advantage is 1",
+        "successes at another temperature replace rows; their advantage is 1",
         "arXiv 2510.08141", f"{READ}; α of the paper: {MEMORY}",
     ),
     "hpt": Entry(
@@ -245,6 +245,13 @@ A configuration names one method a stage; SALT, where it is on, sits between the
 Everything is a pure function on arrays (`salt_jax.objective`), with formula, shapes and edge cases in its docstring.
 What ranks or averages over a whole minibatch is decided once, as constants, from the policy before the step; the
 surrogate is a sum over rows, so that microbatches change nothing. An option that nothing reads is refused.
+
+A rollout has *succeeded* where the grader's reward, before any shaping, is at least `task.correct_from` (default 1):
+for accuracy, the rates of `salt.variant = scaled`, every `collection.method` and DARLING's partition. What compares
+rewards with each other (estimators, `informative`, `pods`, the signal of `dynamic`) takes them as they are.
+With 0.01 for a wrong answer, as many generators of Reasoning Gym have it, a group of failures is unsolved. DAPO's
+1 and −1 need nothing else, and its overlong penalty makes no failure of a success. Reinforce-Ada's release calls a
+reward above 0.7 positive: the same for 0 and 1; where graders give what lies between, set `task.correct_from = 0.7`.
 
 "Official code": *executed*: the authors' code was run and agrees with the numbers in the tests; *read*: read, not run;
 *paper*: from the text alone; *secondary source*, *unconfirmed*, *derived here*: as they say."""

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from salt_jax.rollout import succeeded
+
 Array = np.ndarray
 BLOCK = 2**22  # random numbers drawn at once: 32 MiB
 
@@ -135,9 +137,7 @@ def majority_vote(
 
 
 def correct_samples(rewards: Any, rewarded: Any, correct_from: float = 1.0) -> Array:
-    """(n,) bool: which samples were graded with a reward of at least ``correct_from``.
-
-    Rewards are float32, so the threshold is rounded to float32 too: 0.9 reaches 0.9.
+    """(n,) bool: which samples succeeded (``rollout.succeeded``), after a look at what is given.
 
     Args:
       rewards: (n,) numbers; not looked at where ``rewarded`` is false.
@@ -159,8 +159,7 @@ def correct_samples(rewards: Any, rewarded: Any, correct_from: float = 1.0) -> A
         raise ValueError(f"rewards of shape {rewards.shape} do not match rewarded of shape {rewarded.shape}")
     if np.any(np.isnan(rewards) & rewarded):
         raise ValueError(f"reward {int(np.argmax(np.isnan(rewards) & rewarded))} is NaN but is not marked as missing")
-    with np.errstate(invalid="ignore"):  # NaN where missing: false, as it should be
-        return (rewards >= np.float32(correct_from)) & rewarded
+    return succeeded(rewards, rewarded, correct_from)
 
 
 def bootstrap_interval(

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 Array = jax.Array
@@ -130,6 +131,27 @@ class RolloutBatch:
                 for name, value in self.extra.items()
             },
         )
+
+
+def succeeded(rewards: Any, rewarded: Any, correct_from: float = 1.0) -> Any:
+    """Which rollouts succeeded: graded, with a reward of at least ``correct_from``. The only place that says so.
+
+    ``rewards`` are the task's own, before any shaping: a penalty makes no failure of a success. They are float32, so
+    the threshold is rounded to float32 too: 0.9 reaches 0.9.
+
+    Args:
+      rewards: (...) float32, of NumPy or JAX; not looked at where ``rewarded`` is false.
+      rewarded: (...) bool.
+      correct_from: config.task.correct_from. 1 fits rewards of 0 and 1 and of −1 and 1.
+
+    Returns:
+      (...) bool, of NumPy or JAX as the rewards are.
+
+    Example:
+      >>> succeeded(jnp.array([1.0, 0.01, 1.0]), jnp.array([True, True, False])).tolist()
+      [True, False, False]
+    """
+    return (rewards >= np.float32(correct_from)) & rewarded
 
 
 def bucket_length(longest: int, limit: int, buckets: int) -> int:

@@ -4,6 +4,10 @@ The sequential form draws rounds of M rollouts until a prompt has what an exit r
 takes the baseline from the whole pool. The estimated form ('Est', v3 Alg. 1) allocates counts beforehand from a
 running estimate of each prompt's success rate.
 
+A rollout is positive where it succeeded (``rollout.succeeded``): its reward is at least ``correct_from``, in a run
+config.task.correct_from, 1 by default. The release has "reward > 0.7": the same for rewards of 0 and 1. Where graders
+give what lies between, correct_from = 0.7 is the release's but for a reward of exactly 0.7, which is positive here.
+
 The paper's constants of the estimated form (decay, Beta prior, ε, bounds) are not published in what this was written
 from: the defaults here are ours.
 """
@@ -16,24 +20,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from salt_jax.allocation.rounding import checked, water_fill
+from salt_jax.rollout import succeeded
 
 MODES = ("balance", "positive")
-THRESHOLD = 0.7  # a rollout is positive where its reward is above
 
 
 def finished(
-    rewards: ArrayLike, n: int, *, mode: str = "balance", k_positive: int = 1, threshold: float = THRESHOLD
+    rewards: ArrayLike, n: int, *, mode: str = "balance", k_positive: int = 1, correct_from: float = 1.0
 ) -> bool:
     """Whether a prompt's pool has what its exit rule asks for (v1 Alg. 1, v3 Alg. 2).
 
-    'positive': #pos ≥ K_pos. 'balance': #pos ≥ ⌊n/2⌋ and #neg ≥ n − ⌊n/2⌋. Positive: reward > threshold.
+    'positive': #pos ≥ K_pos. 'balance': #pos ≥ ⌊n/2⌋ and #neg ≥ n − ⌊n/2⌋.
 
     Args:
       rewards: (S,) in the order they were drawn; NaN where the grader failed, which is neither.
       n: rollouts that will be kept.
       mode: exit rule.
       k_positive: K_pos.
-      threshold: of a positive.
+      correct_from: the least reward of a positive.
 
     Raises:
       ValueError: an unknown mode, n or k_positive < 1.
@@ -43,7 +47,7 @@ def finished(
       (False, True)
     """
     _check(n, mode, k_positive)
-    positive, negative = _signs(rewards, threshold)
+    positive, negative = _signs(rewards, correct_from)
     if mode == "positive":
         return len(positive) >= k_positive
     return len(positive) >= n // 2 and len(negative) >= n - n // 2
@@ -55,7 +59,7 @@ def downsample(
     *,
     mode: str = "balance",
     k_positive: int = 1,
-    threshold: float = THRESHOLD,
+    correct_from: float = 1.0,
 ) -> np.ndarray:
     """Which n rollouts of a pool are kept: the first positives, then the first negatives; nothing is random.
 
@@ -75,7 +79,7 @@ def downsample(
       n: rollouts to keep.
       mode: exit rule the pool was drawn under.
       k_positive: K_pos.
-      threshold: of a positive.
+      correct_from: the least reward of a positive.
 
     Returns:
       (min(n, S),) int64 indices into the pool, positives first.
@@ -87,8 +91,8 @@ def downsample(
       >>> downsample([0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0, 0], 4).tolist()
       [6, 9, 0, 1]
     """
-    resolved = finished(rewards, n, mode=mode, k_positive=k_positive, threshold=threshold)
-    positive, negative = _signs(rewards, threshold)
+    resolved = finished(rewards, n, mode=mode, k_positive=k_positive, correct_from=correct_from)
+    positive, negative = _signs(rewards, correct_from)
     graded = len(positive) + len(negative)
     wanted = n // 2
     if mode == "positive" and not resolved and graded:
@@ -100,7 +104,7 @@ def downsample(
     return np.concatenate([positive[:t_positive], negative[:t_negative], missing])
 
 
-def pool_baseline(rewards: ArrayLike, threshold: float = THRESHOLD) -> float:
+def pool_baseline(rewards: ArrayLike, correct_from: float = 1.0) -> float:
     """p̂ = #pos / |S| over a whole pool: the baseline of the rollouts kept of it, A = r − p̂.
 
     With rewards of 0 and 1 it is their mean. After an exit on positives it is biased upwards. Rollouts whose grader
@@ -110,7 +114,7 @@ def pool_baseline(rewards: ArrayLike, threshold: float = THRESHOLD) -> float:
       >>> pool_baseline([0, 0, 1, 0])
       0.25
     """
-    positive, negative = _signs(rewards, threshold)
+    positive, negative = _signs(rewards, correct_from)
     return len(positive) / max(len(positive) + len(negative), 1)
 
 
@@ -278,11 +282,12 @@ def est_advantages(rewards: ArrayLike, eps: float = 0.0) -> np.ndarray:
     return (r - r.mean()) * est_weights(r.mean(), eps)
 
 
-def _signs(rewards: ArrayLike, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _signs(rewards: ArrayLike, correct_from: float) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the positives and of the negatives; a missing reward is neither."""
-    r = np.asarray(rewards, np.float64)
+    r = np.asarray(rewards, np.float32)
     graded = ~np.isnan(r)
-    return np.flatnonzero(graded & (r > threshold)), np.flatnonzero(graded & ~(r > threshold))
+    positive = succeeded(r, graded, correct_from)
+    return np.flatnonzero(positive), np.flatnonzero(graded & ~positive)
 
 
 def _check(n: int, mode: str, k_positive: int) -> None:

@@ -38,7 +38,6 @@ class AdvantageOptions:
       darling_lambda_reward: weight of r in the form 'add'.
       darling_lambda_diversity: weight of Div in the form 'add', in units of reward.
       darling_add_bias: subtracts the least reward of the group first, so that no reward is negative.
-      darling_partition_correct: compares only the rollouts with r > 0 with each other.
 
     Raises:
       ValueError: one line, naming the option and its allowed values.
@@ -60,7 +59,6 @@ class AdvantageOptions:
     darling_lambda_reward: float = 1.0
     darling_lambda_diversity: float = 1.0
     darling_add_bias: bool = False
-    darling_partition_correct: bool = False
 
     def __post_init__(self) -> None:
         if self.ddof not in (0, 1):
@@ -87,9 +85,8 @@ class AdvantageOptions:
         for name in ("asymre_shift", "darling_lambda_reward", "darling_lambda_diversity"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} = {getattr(self, name)!r} is not allowed; allowed: finite numbers")
-        for name in ("darling_add_bias", "darling_partition_correct"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} = {getattr(self, name)!r} is not allowed; allowed: True, False")
+        if not isinstance(self.darling_add_bias, bool):
+            raise ValueError(f"darling_add_bias = {self.darling_add_bias!r} is not allowed; allowed: True, False")
 
 
 class Groups(NamedTuple):
@@ -177,7 +174,7 @@ def _darling(groups: Groups, options: AdvantageOptions) -> Array:
         lambda_reward=options.darling_lambda_reward,
         lambda_diversity=options.darling_lambda_diversity,
         add_bias=options.darling_add_bias,
-        partition_correct=options.darling_partition_correct,
+        correct=groups.extra.get("correct"),
     )
     groups = _groups(shaped, groups.rewarded, {}, "zero")
     # What counts as equal here is r̃: equal rewards of unlike rollouts are a signal.
@@ -198,7 +195,7 @@ ESTIMATORS: dict[str, Callable[[Groups, AdvantageOptions], Array]] = {
 # Those that say themselves what a group of equal rewards, or of one, gets; the others give it exactly 0.
 OWN_DEGENERATE = frozenset({"asymre", "raft", "given_baseline", "darling"})
 NEEDS = {"given_baseline": ("baseline",), "darling": ("clusters",)}  # arrays it cannot do without
-ACCEPTS = {"given_baseline": ("weight",)}  # arrays it also reads
+ACCEPTS = {"given_baseline": ("weight",), "darling": ("correct",)}  # arrays it also reads
 WITH_SINGLETON = ("grpo", "dr_grpo", "rloo", "bnpo", "opmd", "asymre")  # those that read the option singleton
 
 
@@ -266,6 +263,7 @@ def group_advantages(
     baseline: ArrayLike | None = None,
     weight: ArrayLike | None = None,
     clusters: ArrayLike | None = None,
+    correct: ArrayLike | None = None,
     **options: Any,
 ) -> Array:
     """Advantages of B groups of G rollouts.
@@ -305,6 +303,7 @@ def group_advantages(
       baseline: (B, G), in units of reward; needed by ``given_baseline``.
       weight: (B, G) or None for 1; ``given_baseline`` only.
       clusters: (B, G) integers, equal where two rollouts of a group mean the same; needed by ``darling``.
+      correct: (B, G) bool or None, rollouts that ``darling`` alone compares with each other; None means all.
       **options: further fields of ``AdvantageOptions``.
 
     Returns:
@@ -326,7 +325,8 @@ def group_advantages(
     rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
     rewarded = jnp.ones(rewards.shape, bool) if rewarded is None else jnp.asarray(rewarded).astype(bool)
     given: dict[str, Array] = {}
-    for name, value in (("baseline", baseline), ("weight", weight), ("clusters", clusters)):
+    arrays = (("baseline", baseline), ("weight", weight), ("clusters", clusters), ("correct", correct))
+    for name, value in arrays:
         if value is not None:
             given[name] = jnp.asarray(value)
         if value is None and name in NEEDS.get(estimator, ()):

@@ -35,7 +35,7 @@ class ObjectiveConfig:
       darling_lambda_reward: weight of the reward where they are added.
       darling_lambda_diversity: weight of the diversity there, in units of reward.
       darling_add_bias: take the group's least reward off first, so that none is negative ('darling').
-      darling_partition_correct: diversity among the rollouts with a reward above 0 only ('darling').
+      darling_partition_correct: diversity among the rollouts that succeeded only ('darling').
       copg_beta: weight of the log-ratio to the reference, reward per nat ('copg').
       rank_reward: 'exp_inf', 'dcg' or 'exp_gamma' ('rank_grpo').
       rank_gamma: base of the discount over ranks ('rank_grpo' with 'exp_gamma').

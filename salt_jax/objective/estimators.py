@@ -20,6 +20,7 @@ from salt_jax.objective.gtpo import gtpo_advantages
 from salt_jax.objective.rank_grpo import rank_advantages, rank_rewards, token_advantages
 from salt_jax.objective.reinforce_pp import reinforce_pp_advantages, reinforce_pp_baseline
 from salt_jax.objective.signals import Signals
+from salt_jax.rollout import succeeded
 
 Array = jax.Array
 
@@ -145,6 +146,13 @@ def _copg(group: Group, *, copg_beta: float) -> Array:
     ).reshape(-1)
 
 
+def _darling(group: Group, *, darling_partition_correct: bool, **options: Any) -> Array:
+    if darling_partition_correct:
+        right = succeeded(group.signals.rollouts.rewards, group.counted, group.signals.correct_from)
+        options["correct"] = group.rows(right)
+    return _of_groups(group, name="darling", extra=("clusters",), **options)
+
+
 WHITENING = ("gamma", "whiten_variance")
 DIVERSITY = (
     "darling_floor", "darling_form", "darling_lambda_reward", "darling_lambda_diversity", "darling_add_bias",
@@ -165,7 +173,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "asymre": _group_estimator("asymre", ("singleton", "asymre_shift")),
     "raft": _group_estimator("raft"),
     "given_baseline": _group_estimator("given_baseline", extra=("baseline",), shaped=False),
-    "darling": _group_estimator("darling", DIVERSITY, extra=("clusters",)),
+    "darling": Estimator(_darling, DIVERSITY, extra=("clusters",)),
     "copg": Estimator(_copg, ("copg_beta",), needs=("log_probs", "ref_log_probs")),
     "rank_grpo": Estimator(
         _rank_grpo, ("rank_reward", "rank_gamma"), extra=("components", "segments"), per_token=True, shaped=False

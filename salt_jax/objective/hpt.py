@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from salt_jax.objective.kl import LOG_RATIO_LIMIT
+from salt_jax.rollout import succeeded
 
 Array = jax.Array
 
@@ -38,12 +39,15 @@ class HptLoss(NamedTuple):
     sft: Array
 
 
-def success_rate(rewards: ArrayLike, rewarded: ArrayLike | None = None) -> Array:
-    """P, the mean verifier score of each group's rewarded rollouts; NaN for a group without any.
+def success_rate(rewards: ArrayLike, rewarded: ArrayLike | None = None, correct_from: float = 1.0) -> Array:
+    """P, the share of each group's rewarded rollouts that succeeded; NaN for a group without any.
+
+    The paper's mean verifier score, where that is 0 or 1.
 
     Args:
       rewards: (B, G); may be NaN where the reward is missing.
       rewarded: (B, G) bool, false where the grader failed; None means all true.
+      correct_from: the least reward of a success.
 
     Returns:
       (B,).
@@ -57,7 +61,8 @@ def success_rate(rewards: ArrayLike, rewarded: ArrayLike | None = None) -> Array
     """
     rewards, rewarded = _checked_rewards(rewards, rewarded)
     count_B = jnp.sum(rewarded, axis=1, dtype=rewards.dtype)
-    return jnp.where(count_B > 0, jnp.sum(rewards, axis=1) / jnp.maximum(count_B, 1), jnp.nan)
+    right_B = jnp.sum(succeeded(rewards, rewarded, correct_from), axis=1)
+    return jnp.where(count_B > 0, right_B / jnp.maximum(count_B, 1), jnp.nan)
 
 
 def hpt_gate(success_rate: ArrayLike, gamma: float = 0.0) -> tuple[Array, Array]:
@@ -67,7 +72,7 @@ def hpt_gate(success_rate: ArrayLike, gamma: float = 0.0) -> tuple[Array, Array]
     equals 0.3. P = NaN (no rollout of the group was rewarded): neither.
 
     Args:
-      success_rate: (...) P, mean verifier score of a prompt's rollouts.
+      success_rate: (...) P, share of a prompt's rollouts that succeeded.
       gamma: γ; 0 for Qwen models, 2/8 for LLaMA in the paper (8 rollouts a prompt).
 
     Returns:
@@ -173,6 +178,7 @@ def hpt_loss(
     sft_coef: float = 1.0,
     clip: float = 0.2,
     rewarded: ArrayLike | None = None,
+    correct_from: float = 1.0,
 ) -> HptLoss:
     """The whole objective of B prompts of G rollouts and one demonstration each; A = R − mean over the group::
 
@@ -203,6 +209,7 @@ def hpt_loss(
       sft_coef: weight of the supervised part.
       clip: of the ratio, both sides ('paper').
       rewarded: (B, G) bool, false where the grader failed; None means all true.
+      correct_from: the least reward of a success, for P; A takes the rewards as they are.
 
     Returns:
       HptLoss(total, rl, sft), scalars.
@@ -235,15 +242,15 @@ def hpt_loss(
         raise ValueError(f"demo_log_probs must have shape ({shape[0]}, S), got {jnp.shape(demo_log_probs)}")
 
     dtype = jnp.promote_types(jnp.result_type(log_probs), jnp.float32)
-    rate_B = success_rate(rewards, rewarded)
-    rl_B, sft_B = hpt_gate(rate_B, gamma)
+    rl_B, sft_B = hpt_gate(success_rate(rewards, rewarded, correct_from), gamma)
+    mean_Bx1 = jnp.sum(rewards, axis=1, keepdims=True) / jnp.maximum(jnp.sum(rewarded, axis=1, keepdims=True), 1)
     counted = jnp.asarray(mask).astype(bool) & (rl_B[:, None] & rewarded)[:, :, None]
     demo = jnp.asarray(demo_mask).astype(bool) & sft_B[:, None]
 
     def keep(x: ArrayLike, where: Array) -> Array:
         return jnp.where(where, jnp.asarray(x).astype(dtype), 0)
 
-    deviation_BxG = jnp.where(rewarded, rewards - jnp.where(rl_B | sft_B, rate_B, 0)[:, None], 0)
+    deviation_BxG = jnp.where(rewarded, rewards - mean_Bx1, 0)
     advantages = jax.lax.stop_gradient(deviation_BxG.astype(dtype))[:, :, None]
     log_ratio = keep(log_probs, counted) - jax.lax.stop_gradient(keep(old_log_probs, counted))
     ratio = jnp.exp(jnp.clip(log_ratio, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))

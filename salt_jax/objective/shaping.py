@@ -158,7 +158,7 @@ def cluster_rewards(
     lambda_reward: float = 1.0,
     lambda_diversity: float = 1.0,
     add_bias: bool = False,
-    partition_correct: bool = False,
+    correct: ArrayLike | None = None,
 ) -> Array:
     """DARLING's shaped rewards (arXiv 2509.02534, eq. 4–6): quality times diversity.
 
@@ -173,7 +173,7 @@ def cluster_rewards(
     one counted rollout                 Div = 0, D = floor
     all in one cluster                  D = floor
     not counted                         0; may be NaN
-    floor = 0 with partition_correct    a single correct rollout gets r·0: the release's floor is 0.1
+    floor = 0 with correct              a single correct rollout gets r·0: the release's floor is 0.1
     ==================================  ==================================================================
 
     Args:
@@ -185,7 +185,8 @@ def cluster_rewards(
       lambda_reward: weight of r in the form 'add'.
       lambda_diversity: weight of D in the form 'add', in units of reward.
       add_bias: subtracts the least counted reward of the group first.
-      partition_correct: Div among the rollouts with r > 0 (before the bias) alone; the others get D = floor.
+      correct: (B, G) bool, rollouts that Div is taken among, the others get D = floor; None means all. The release's
+        ``partition_correct`` takes those with r > 0.
 
     Returns:
       (B, G) shaped rewards.
@@ -205,7 +206,7 @@ def cluster_rewards(
     if jnp.shape(clusters) != rewards.shape:
         raise ValueError(f"clusters must have the shape of rewards {rewards.shape}, got {jnp.shape(clusters)}")
     rewards = jnp.where(counted, rewards, 0)
-    apart = diversity(clusters, counted & (rewards > 0) if partition_correct else counted)
+    apart = diversity(clusters, counted if correct is None else counted & jnp.asarray(correct).astype(bool))
     apart = jnp.maximum(apart.astype(rewards.dtype), floor)
     if add_bias:
         lowest = jnp.min(rewards, axis=1, keepdims=True, initial=jnp.inf, where=counted)

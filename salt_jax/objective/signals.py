@@ -35,6 +35,7 @@ class Signals:
       signs: (N,), reward less its group's mean (``Estimate.signs``), where SALT or an entropy term changed advantages.
       key: PRNG key of what is drawn.
       progress: scalar in [0, 1], the share of the run that is done.
+      correct_from: the least reward of a success, for ``rollout.succeeded``; static.
 
     Example:
       >>> from salt_jax.objective.signals import example_rollouts
@@ -50,6 +51,7 @@ class Signals:
     signs: Array | None = None
     key: Array | None = None
     progress: Any = 0.0
+    correct_from: float = struct.field(pytree_node=False, default=1.0)
 
     @property
     def graded(self) -> Array:

@@ -51,9 +51,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 WARM_START_OBJECTIVES = ("sft", "otr", "otr_exact")
 OTR_OPTIONS = {"otr_samples": 256, "otr_temperature": 1.3, "otr_beta": -0.1}  # as in configs/base.py
 ON_LONG_PROMPT = ("error", "skip")
+OF_EVERY_TASK = ("name", "correct_from")  # keys of config.task that are no argument of its factory
 DEEPEST = 20  # sections and lists in each other: a mixture's parts have four
 # Options of the policy that are a run's own; the other keys of config.policy are the shape, which a checkpoint has.
 OPTIONS = ("compute_dtype", "scan_layers", "attention", "remat")
+RENAMED = {  # keys that once were, and the one in their place
+    "config.evaluation.correct_from": "config.task.correct_from",
+    "config.collection.positive_above": "config.task.correct_from",
+}
 FROM_CHECKPOINT = {"vocab_size", "rope_scaling"}  # no keys of config.policy
 
 
@@ -114,7 +119,7 @@ def parse(config: Any) -> RunConfig:
         if name != "policy":
             fields[name] = _section(f"config.{key}", cls, values[key], extra)
     fields["policy"] = _policy(fields["model"].path, values["policy"], sections["policy"][2])
-    fields["task_name"], fields["task_arguments"] = _task(values["task"])
+    fields["task_name"], fields["task_arguments"], fields["correct_from"] = _task(values["task"])
     try:
         Path(fields["init_from"]).exists()
     except OSError as error:  # a name that is too long, a folder that may not be looked into
@@ -164,12 +169,14 @@ def _check_keys(path: str, values: Any, names: set[str]) -> None:
 
 
 def unknown_key(path: str, allowed: list[str]) -> str:
-    """The message for a key that does not exist, with the nearest one that does.
+    """The message for a key that does not exist, with the one that took its place or the nearest that does.
 
     Example:
       >>> unknown_key("config.salt.roh", ["k_min", "rho"])
       'config.salt.roh is not a key; did you mean rho? allowed: k_min, rho'
     """
+    if path in RENAMED:
+        return f"{path} is now {RENAMED[path]}"
     near = difflib.get_close_matches(path.rpartition(".")[2], allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{path} is not a key; {hint}allowed: {', '.join(allowed)}"
@@ -216,18 +223,20 @@ def _policy(path: str, values: Mapping[str, Any], extra: Mapping[str, Any]) -> T
         raise ConfigError(f"config.model.path: {error}") from None
 
 
-def _task(values: Any) -> tuple[str, Mapping[str, Any]]:
-    if not isinstance(values, Mapping) or "name" not in values:
-        raise ConfigError("config.task.name is missing; configs/base.py has its default")
+def _task(values: Any) -> tuple[str, Mapping[str, Any], float]:
+    for key in OF_EVERY_TASK:
+        if not isinstance(values, Mapping) or key not in values:
+            raise ConfigError(f"config.task.{key} is missing; configs/base.py has its default")
     if not isinstance(values["name"], str) or values["name"] not in TASKS:
         raise ConfigError(f"config.task.name = {values['name']!r} is unknown; allowed: {', '.join(TASKS)}")
-    arguments = {key: value for key, value in values.items() if key != "name"}
+    arguments = {key: value for key, value in values.items() if key not in OF_EVERY_TASK}
     ours = ("data_dir", "tokenizer")
     allowed = [name for name in inspect.signature(TASKS[values["name"]]).parameters if name not in ours]
     for key in arguments:
         if key not in allowed:
-            raise ConfigError(unknown_key(f"config.task.{key}", allowed))
-    return values["name"], types.MappingProxyType(arguments)
+            raise ConfigError(unknown_key(f"config.task.{key}", [*OF_EVERY_TASK[1:], *allowed]))
+    correct_from = _typed("config.task.correct_from", values["correct_from"], float)
+    return values["name"], types.MappingProxyType(arguments), correct_from
 
 
 def _require(path: str, value: Any, holds: bool, allowed: str) -> None:
@@ -286,8 +295,7 @@ def _check_ranges(run: RunConfig) -> None:
         _require(path, size, size is None or size >= 1, "None, numbers >= 1")
     _require("sampling.on_long_prompt", run.rollouts.on_long_prompt, run.rollouts.on_long_prompt in ON_LONG_PROMPT,
              ", ".join(ON_LONG_PROMPT))
-    correct = run.evaluation.correct_from
-    _require("evaluation.correct_from", correct, abs(correct) < float("inf"), "finite numbers")
+    _require("task.correct_from", run.correct_from, abs(run.correct_from) < float("inf"), "finite numbers")
     _require("evaluation.top_p", run.evaluation.top_p, 0 < run.evaluation.top_p <= 1, "numbers in (0, 1]")
     _require("salt.route", run.geometry.route, run.geometry.route in ROUTES, ", ".join(ROUTES))
     for path, rate in (

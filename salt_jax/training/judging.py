@@ -98,7 +98,7 @@ def shown(prompt: Any) -> str:
 
 def score(run: RunConfig, results: list[ProblemResult]) -> Evaluation:
     """avg@n, pass@k for powers of two, maj@n."""
-    return summarize(results, ks=powers_of_two(run.evaluation.samples), correct_from=run.evaluation.correct_from)
+    return summarize(results, ks=powers_of_two(run.evaluation.samples), correct_from=run.correct_from)
 
 
 def record(run: RunConfig, results: list[ProblemResult]) -> dict[str, float | int | None]:

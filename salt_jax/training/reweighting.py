@@ -13,7 +13,7 @@ from flax import nnx
 from salt_jax import geometry, salt
 from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
-from salt_jax.rollout import RolloutBatch, bundle
+from salt_jax.rollout import RolloutBatch, bundle, succeeded
 from salt_jax.training.settings import RunConfig
 
 Array = jax.Array
@@ -112,10 +112,10 @@ def diagonal_blocks(gram: Array, size: int) -> Array:
     return jnp.moveaxis(jnp.diagonal(blocks, axis1=0, axis2=2), -1, 0)
 
 
-def success_rates(rollouts: RolloutBatch, group_size: int) -> Array:
-    """(m,) the share of each rollout's graded group with reward > 0; 0 where nothing was graded."""
+def success_rates(rollouts: RolloutBatch, group_size: int, correct_from: float) -> Array:
+    """(m,) the share of each rollout's graded group that succeeded; 0 where nothing was graded."""
     graded = bundle(rollouts.rewarded & rollouts.valid, group_size)
-    successes = jnp.sum(graded & (bundle(rollouts.rewards, group_size) > 0), axis=1)
+    successes = jnp.sum(succeeded(bundle(rollouts.rewards, group_size), graded, correct_from), axis=1)
     rates = successes / jnp.maximum(jnp.sum(graded, axis=1), 1)
     return jnp.repeat(rates, group_size, total_repeat_length=rollouts.num_rollouts)
 
@@ -129,7 +129,7 @@ def observe_and_reweight(
     entropy: Any,
     layout: Layout | None = None,
     *,
-    rates: Array | None = None,
+    rates: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """Metrics of a minibatch's geometry, and SALT's advantages in place of a where it is enabled.
 
@@ -141,13 +141,11 @@ def observe_and_reweight(
       key: for the variants that draw.
       entropy: (now, least, greatest) mean token entropy, nats, for variant 'entropy_alpha'.
       layout: a mesh on which every device does all of this: m x m numbers are not worth a message.
-      rates: (m,) success rates of the groups, for variant 'scaled'; None: those of ``rollouts``.
+      rates: (m,) ``success_rates`` of the groups, for variant 'scaled'.
 
     Returns:
       (m,) advantages for the loss, constants; and scalars: ``geometry/*`` of a, ``salt/*`` where enabled.
     """
-    if rates is None:
-        rates = success_rates(rollouts, run.rollouts.rollouts_per_prompt)
     seen = jax.lax.stop_gradient((gram, advantages, rollouts.valid & rollouts.rewarded, rates, key, entropy))
     part = functools.partial(_observe_and_reweight, run)
     # By hand: the compiler would split the eigenvalue problem, and exchange bits of it in every round.

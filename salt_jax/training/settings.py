@@ -66,7 +66,6 @@ class CollectionConfig:
     method: str = "plain"
     clusters: str = ""
     segments: str = ""
-    positive_above: float = 0.7
     max_batches: int = 10
     on_exhausted: str = "error"
     sampled_rollouts: int | None = None
@@ -163,7 +162,6 @@ class EvaluationConfig:
     temperature: float
     top_p: float
     max_new_tokens: int | None
-    correct_from: float
     keep_texts: bool
 
 
@@ -230,7 +228,7 @@ class LoggingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """A whole run, checked. ``task_arguments`` go to the task's factory.
+    """A whole run, checked. ``task_arguments`` go to the task's factory; a reward >= ``correct_from`` is a success.
 
     Without ``model.path`` the policy awaits its vocabulary, the tokenizer's: see ``setup.policy_config``.
     """
@@ -240,6 +238,7 @@ class RunConfig:
     init_from: str
     task_name: str
     task_arguments: Mapping[str, Any]
+    correct_from: float
     model: ModelConfig
     grading: GradingConfig
     policy: TransformerConfig

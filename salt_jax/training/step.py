@@ -86,7 +86,7 @@ def train_step(
     Returns:
       The state after the step, and scalar metrics; ``guards/skipped`` counts the updates that changed nothing.
     """
-    metrics = reward_metrics(rollouts, run.rollouts.rollouts_per_prompt, run.evaluation.correct_from)
+    metrics = reward_metrics(rollouts, run.rollouts.rollouts_per_prompt, run.correct_from)
     batch = Batch(rollouts)
     if run.objective.needs_reference:
         reference, _ = harvest(run, policy, state.ref_params, rollouts, layout=layout)

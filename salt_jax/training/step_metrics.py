@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from salt_jax.objective.filters import informative_groups
-from salt_jax.rollout import RolloutBatch, bundle
+from salt_jax.rollout import RolloutBatch, bundle, succeeded
 
 Array = jax.Array
 GUARDED = "guards/skipped"  # optimizer updates of a step that were not finite and changed nothing
 
 
-def reward_metrics(
-    rollouts: RolloutBatch, group_size: int, correct_from: float = 1.0
-) -> dict[str, Array]:
+def reward_metrics(rollouts: RolloutBatch, group_size: int, correct_from: float) -> dict[str, Array]:
     """Rewards, the share of correct ones, lengths, truncation and missing grades of the policy's own rollouts."""
     valid = rollouts.valid
     if "demonstration" in rollouts.extra:
@@ -25,7 +23,7 @@ def reward_metrics(
     lengths = jnp.sum(rollouts.completion_mask, axis=1)
     return {
         "reward": jnp.sum(jnp.where(graded, rollouts.rewards, 0.0)) / count,
-        "accuracy": jnp.sum(graded & (rollouts.rewards >= correct_from)) / count,
+        "accuracy": jnp.sum(succeeded(rollouts.rewards, graded, correct_from)) / count,
         "groups_with_signal": jnp.sum(signal) / jnp.maximum(jnp.sum(jnp.any(bundle(valid, group_size), axis=1)), 1),
         "completion_length": jnp.sum(jnp.where(valid, lengths, 0)) / rows,
         "truncated": jnp.sum(valid & rollouts.truncated) / rows,

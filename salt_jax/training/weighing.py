@@ -56,7 +56,7 @@ def with_advantages(
     signals = signals_of(run, state, batch, scores, estimate_key(state))
     made = estimate(signals, run.rollouts.rollouts_per_prompt, run.objective)
     rollouts = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & made.kept)
-    rates = success_rates(batch.rollouts, run.rollouts.rollouts_per_prompt)
+    rates = success_rates(batch.rollouts, run.rollouts.rollouts_per_prompt, run.correct_from)
     batch = dataclasses.replace(
         batch, rollouts=rollouts, advantages=made.advantages, silent=made.silent, signs=made.signs, rates=rates
     )
@@ -75,6 +75,7 @@ def signals_of(
         log_proxy=None if scores is None else scores.log_proxy,
         signs=batch.signs,
         key=key,
+        correct_from=run.correct_from,
         progress=state.step / max(run.steps - 1, 1),
     )
 
@@ -105,14 +106,15 @@ def weigh(
       The batch with its final advantages and choices; metrics of the geometry.
     """
     seen: dict[str, Array] = {}
-    own, silent = batch.advantages, batch.silent
+    own, silent, rates = batch.advantages, batch.silent, batch.rates
     assert own is not None  # with_advantages has been there
     assert silent is not None
+    assert rates is not None
     if entropy is not None and scores is not None:
         gram = mini_batch_gram(run, policy, state.params, batch.rollouts, scores, layout)
         flat = rollout_advantages(own, batch.rollouts.loss_mask)
         heard = dataclasses.replace(batch.rollouts, valid=batch.rollouts.valid & ~silent)
-        new, seen = observe_and_reweight(run, gram, flat, heard, keys[0], entropy, layout, rates=batch.rates)
+        new, seen = observe_and_reweight(run, gram, flat, heard, keys[0], entropy, layout, rates=rates)
         if run.geometry.enabled:
             seen["salt/collapsed"] = jnp.asarray(float(own.ndim == 2))  # one advantage a token became one a rollout
             batch, own = dataclasses.replace(batch, advantages=new), new

@@ -165,7 +165,7 @@ def command(monkeypatch, tmp_path):
 
     judging.evaluate_run = evaluate_run
     monkeypatch.setitem(sys.modules, "salt_jax.training.judging", judging)
-    config = config_dict.create(task={"name": "arithmetic"}, evaluation={"correct_from": 1.0})
+    config = config_dict.create(task={"name": "arithmetic", "correct_from": 1.0})
 
     def flag(value):
         return types.SimpleNamespace(value=value)
@@ -187,7 +187,7 @@ def test_the_command_writes_and_prints(command, tmp_path, capsys):
     assert command.asked == [(None, None)]
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (record["accuracy"], record["run"]) == (0.625, None)
-    assert record["config"] == {"task": {"name": "arithmetic"}, "evaluation": {"correct_from": 1.0}}
+    assert record["config"] == {"task": {"name": "arithmetic", "correct_from": 1.0}}
     assert record["tokens_per_second"] == pytest.approx(40 * 4 * 10 / record["seconds"])
     said = capsys.readouterr().out
     assert "avg@4" in said

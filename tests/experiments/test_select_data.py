@@ -17,6 +17,7 @@ from experiments import select_data
 from salt_jax.policy import policy_folder
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.tasks.arithmetic import make_arithmetic
+from salt_jax.training.config import OF_EVERY_TASK
 from salt_jax.training.state import init_params, make_policy
 from tests.pretrained_setup import CONFIG, TEMPLATE, WORDS, model_folder
 from tests.reference.selection import loop_spice
@@ -154,7 +155,8 @@ def test_vendi_compares_hidden_states(command):
 def test_a_run_that_began_at_random_lends_its_tasks_tokenizer(command, data, tmp_path):
     config = arithmetic.get_config("small")
     config.task.num_train, config.task.num_test = 8, 8
-    tokenizer = make_arithmetic(tmp_path / "task", **{k: v for k, v in config.task.items() if k != "name"}).tokenizer
+    settings = {k: v for k, v in config.task.items() if k not in OF_EVERY_TASK}
+    tokenizer = make_arithmetic(tmp_path / "task", **settings).tokenizer
     shape = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size)
     run = tmp_path / "run"
     run.mkdir()

@@ -42,7 +42,6 @@ VARIANTS = [
     ("darling", {"darling_floor": 0.1}),
     ("darling", {"darling_form": "add", "darling_lambda_reward": 0.5, "darling_lambda_diversity": 2.0}),
     ("darling", {"darling_add_bias": True}),
-    ("darling", {"darling_partition_correct": True, "darling_floor": 0.1}),
 ]
 
 
@@ -53,6 +52,7 @@ def arrays_for(estimator, shape, seed=0):
         "baseline": rng.normal(size=shape).astype(np.float32),
         "weight": rng.random(shape).astype(np.float32),
         "clusters": rng.integers(0, 3, shape),
+        "correct": rng.random(shape) < 0.5,
     }
     return {name: made[name] for name in NEEDS.get(estimator, ()) + ACCEPTS.get(estimator, ())}
 
@@ -271,7 +271,6 @@ def test_bad_input_is_one_clear_line(call, message):
         ("darling", {"darling_lambda_reward": float("inf")}, "darling_lambda_reward = inf"),
         ("darling", {"darling_lambda_diversity": float("nan")}, "darling_lambda_diversity = nan"),
         ("darling", {"darling_add_bias": "no"}, "darling_add_bias = 'no' .* True, False"),
-        ("darling", {"darling_partition_correct": 1}, "darling_partition_correct = 1"),
     ],
 )
 def test_bad_options_are_one_clear_line(estimator, options, message):

@@ -63,11 +63,11 @@ def loss_by_loop(new, old, mask, rewards, rewarded, demo, demo_mask, form, gamma
         there = [i for i in range(G) if rewarded[b][i]]
         if not there:
             continue
-        rate = sum(rewards[b][i] for i in there) / len(there)
-        if rate > gamma + 1e-9:
+        if sum(rewards[b][i] == 1 for i in there) / len(there) > gamma + 1e-9:
             rl_prompts += 1
+            mean = sum(rewards[b][i] for i in there) / len(there)
             for i in there:
-                a = rewards[b][i] - rate
+                a = rewards[b][i] - mean
                 for t in range(T):
                     if mask[b][i][t]:
                         r = math.exp(new[b, i, t] - old[b, i, t])
@@ -86,7 +86,7 @@ def loss_by_loop(new, old, mask, rewards, rewarded, demo, demo_mask, form, gamma
 
 def example(seed):
     rng = np.random.default_rng(seed)
-    rewards = rng.choice([0.0, 0.0, 1.0], size=(B, G))
+    rewards = rng.choice([0.0, 0.01, 1.0], size=(B, G))
     rewarded = rng.random((B, G)) < 0.7
     new = -rng.uniform(0.1, 3, size=(B, G, T))
     old = new + rng.normal(scale=0.3, size=new.shape)

@@ -20,7 +20,7 @@ from tests.reference import advantages_family as reference
 
 shaped_by = jax.jit(
     cluster_rewards,
-    static_argnames=("floor", "form", "lambda_reward", "lambda_diversity", "add_bias", "partition_correct"),
+    static_argnames=("floor", "form", "lambda_reward", "lambda_diversity", "add_bias"),
 )
 
 
@@ -94,7 +94,7 @@ def test_kl_in_reward_has_no_gradient_and_leaves_empty_rows_alone():
             "floor": st.sampled_from([0.0, 0.1]),
             "form": st.sampled_from(CLUSTER_FORMS),
             "add_bias": st.booleans(),
-            "partition_correct": st.booleans(),
+            "correct": st.none() | hnp.arrays(np.bool_, (3, 4)),
         }
     ),
 )

@@ -66,13 +66,10 @@ def diversity(clusters, counted):
 
 def cluster_rewards(
     rewards, clusters, counted, *, floor=0.0, form="multiply", lambda_reward=1.0, lambda_diversity=1.0,
-    add_bias=False, partition_correct=False,
+    add_bias=False, correct=None,
 ):  # fmt: skip
     result = np.zeros(np.shape(rewards))
-    compared = np.array(counted)
-    if partition_correct:
-        compared = compared & (np.nan_to_num(np.asarray(rewards, np.float64), nan=0.0) > 0)
-    apart = diversity(clusters, compared)
+    apart = diversity(clusters, counted if correct is None else np.logical_and(counted, correct))
     for b, row in enumerate(rewards):
         members = [g for g in range(len(row)) if counted[b][g]]
         for g in members:
@@ -84,14 +81,14 @@ def cluster_rewards(
 
 def group_advantages(
     rewards, *, estimator, rewarded, ddof=1, eps=1e-6, singleton="zero", opmd_baseline="mean", tau=1.0,
-    asymre_shift=-0.1, baseline=None, weight=None, clusters=None, **darling,
+    asymre_shift=-0.1, baseline=None, weight=None, clusters=None, correct=None, **darling,
 ):  # fmt: skip
     """As the JAX function of the same name, for all its estimators."""
     if estimator == "bnpo":
         return bnpo(rewards, rewarded, singleton)
     if estimator == "darling":
         options = {name.removeprefix("darling_"): value for name, value in darling.items()}
-        shaped = cluster_rewards(rewards, clusters, rewarded, **options)
+        shaped = cluster_rewards(rewards, clusters, rewarded, correct=correct, **options)
         return objective.group_advantages(shaped, estimator="dr_grpo", rewarded=rewarded)
     result = np.zeros(np.shape(rewards))
     for b, row in enumerate(rewards):

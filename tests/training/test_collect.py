@@ -363,6 +363,13 @@ def test_aepo_is_cold_and_halves_above_its_target(target, temperature, count):
     assert np.asarray(batch.extra["injected"]).sum() == count
 
 
+@pytest.mark.parametrize(("stream", "count"), [("3233", 0), ("3433", 1)])
+def test_aepo_injects_no_failure_that_is_above_others(stream, count):
+    rewards = {"3": 0.0, "2": 0.01, "4": 1.0}
+    made = engine(way("aepo"), script=Script(forever(stream)), verifier=lambda text, _: Verdict(rewards[text[:1]]))
+    assert collection(made)(state_at(), 1).metrics["collection/injected"] == count
+
+
 # --- HPT ---
 
 

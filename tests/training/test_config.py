@@ -38,7 +38,7 @@ def test_the_configurations_of_the_repository_are_right(size):
     run = parse(arithmetic.get_config(size))
     assert run.rows == run.rollouts.prompts_per_step * run.rollouts.rollouts_per_prompt
     assert run.task_name == "arithmetic"
-    assert "name" not in run.task_arguments
+    assert not {"name", "correct_from"} & set(run.task_arguments)
 
 
 def test_every_key_arrives_where_it_belongs():
@@ -90,12 +90,19 @@ def test_unknown_keys(key, near):
     assert all(name in message for name in section if name != "name")  # what is allowed
 
 
+@pytest.mark.parametrize("key", ["evaluation.correct_from", "collection.positive_above"])
+def test_a_key_that_moved_names_where_to(key):
+    assert refused({key: 0.5}) == f"config.{key} is now config.task.correct_from"
+
+
 @pytest.mark.parametrize("key", ["policy.vocab_size", "objective.max_length"])
 def test_what_follows_from_elsewhere_cannot_be_set(key):
     assert f"config.{key} is not a key" in refused({key: 3})
 
 
-@pytest.mark.parametrize("key", ["seed", "salt", "salt.rho", "mesh.data", "task.name", "policy.qkv_bias"])
+@pytest.mark.parametrize(
+    "key", ["seed", "salt", "salt.rho", "mesh.data", "task.name", "task.correct_from", "policy.qkv_bias"]
+)
 def test_missing_keys(key):
     values = tiny_config()
     section, _, name = key.rpartition(".")
@@ -161,6 +168,7 @@ def test_unknown_names(key, value, allowed):
         ("optimizer.learning_rate", 0.0), ("optimizer.learning_rate", float("inf")), ("optimizer.b1", 1.0),
         ("optimizer.b2", -0.1), ("optimizer.eps", 0.0), ("optimizer.clip_norm", -1.0), ("optimizer.warmup_steps", -1),
         ("optimizer.weight_decay", float("nan")), ("warm_start.batch_size", 0), ("evaluation.problems", 0),
+        ("task.correct_from", float("inf")), ("task.correct_from", float("nan")),
         ("checkpoint.every", 0), ("checkpoint.keep", 0), ("mesh.data", 0), ("logging.print_every", 0),
         ("policy.head_dim", 3), ("policy.num_kv_heads", 3), ("policy.num_layers", 0), ("policy.rope_theta", 0.0),
     ],

@@ -88,8 +88,9 @@ def test_success_rates_count_graded_rollouts():
         rewarded=(jnp.arange(M) != 5) & (jnp.arange(M) // 4 != 2),
         valid=jnp.arange(M) != 14,
     )
-    expected = [2 / 4] * 4 + [2 / 3] * 4 + [0] * 4 + [1 / 3] * 4
-    np.testing.assert_allclose(success_rates(batch, G), expected, rtol=1e-6)
+    for correct_from, last in ((1.0, 0), (0.5, 1 / 3)):
+        expected = [2 / 4] * 4 + [2 / 3] * 4 + [0] * 4 + [last] * 4
+        np.testing.assert_allclose(success_rates(batch, G, correct_from), expected, rtol=1e-6)
 
 
 @functools.cache
@@ -116,7 +117,8 @@ def every_variant():
     k, a, key = jnp.asarray(rows @ rows.T, jnp.float32), jnp.asarray(a, jnp.float32), jax.random.key(1)
     return setup.call(
         lambda k, a, key, entropy: {
-            name: observe_and_reweight(run, k, a, batch, key, entropy) for name, run in runs.items()
+            name: observe_and_reweight(run, k, a, batch, key, entropy, rates=success_rates(batch, G, 1.0))
+            for name, run in runs.items()
         },
         k, a, key, tuple(jnp.float32(x) for x in (1.2, 1.0, 2.0)),
     )  # fmt: skip
@@ -125,7 +127,7 @@ def every_variant():
 def expected_units(variant, size):
     """The reference's output for each unit, padding left out of it."""
     rows, a, batch, present = problem()
-    rates = np.asarray(success_rates(batch, G))
+    rates = np.asarray(success_rates(batch, G, 1.0))
     for start in range(0, M, size):
         here = [i for i in range(start, start + size) if present[i]]
         yield here, reference.reweight(
@@ -196,8 +198,9 @@ def test_silent_units_count_in_no_mean():
     one = jnp.asarray(np.where(np.arange(M) < 8, a, 0.0), jnp.float32)
     k = jnp.asarray(rows @ rows.T, jnp.float32)
     _, metrics = setup.call(
-        lambda k, a, key: observe_and_reweight(run, k, a, batch, key, tuple(jnp.zeros(3))), k, one, jax.random.key(0)
-    )
+        lambda k, a, key: observe_and_reweight(run, k, a, batch, key, tuple(jnp.zeros(3)), rates=jnp.zeros(M)),
+        k, one, jax.random.key(0),
+    )  # fmt: skip
     _, expected = next(iter(expected_units("salt", 8)))
     assert 0 < expected["alpha"]
     np.testing.assert_allclose(metrics["salt/alpha"], expected["alpha"], rtol=1e-3)

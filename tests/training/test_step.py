@@ -343,7 +343,7 @@ def test_reward_metrics_equal_loops():
         valid=batch.valid.at[12:].set(False), rewarded=batch.rewarded.at[0].set(False),
         truncated=jnp.arange(16) % 3 == 0,
     )  # fmt: skip
-    found = reward_metrics(batch, 4)
+    found = reward_metrics(batch, 4, 1.0)
     rewards, lengths = np.asarray(batch.rewards), np.asarray(batch.completion_mask).sum(axis=1)
     graded = [row for row in range(12) if row != 0]
     assert found["reward"] == pytest.approx(sum(rewards[row] for row in graded) / 11)

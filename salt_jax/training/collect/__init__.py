@@ -34,23 +34,18 @@ COLLECTORS: dict[str, Method] = {
     "pods": Method(pods.collect, options=("sampled_rollouts",)),
     "reinforce_ada": Method(
         ada.collect, estimators=("given_baseline",),
-        options=("round_rollouts", "max_rounds", "exit_rule", "positives", "pool_weight", "positive_above"),
+        options=("round_rollouts", "max_rounds", "exit_rule", "positives", "pool_weight"),
     ),
     "reinforce_ada_est": Method(
         ada_est.collect, start=ada_est.start, shared=True, estimators=("given_baseline",),
         options=(
-            "distinct_prompts", "min_slots", "max_slots", "count_decay", "prior_positive", "prior_negative",
-            "rate_eps", "positive_above",
+            "distinct_prompts", "min_slots", "max_slots", "count_decay", "prior_positive", "prior_negative", "rate_eps",
         ),
     ),
-    "vade": Method(
-        vade.collect, start=vade.start, data="source", options=("decay_selected", "decay_others", "positive_above"),
-    ),
+    "vade": Method(vade.collect, start=vade.start, data="source", options=("decay_selected", "decay_others")),
     "gvm": Method(
         gvm.collect, shared=True, estimators=("raft",),
-        options=(
-            "distinct_prompts", "min_slots", "max_slots", "pilots", "gvm_alpha", "gvm_beta", "positive_above",
-        ),
+        options=("distinct_prompts", "min_slots", "max_slots", "pilots", "gvm_alpha", "gvm_beta"),
     ),
     "aepo": Method(
         aepo.collect, start=aepo.start,

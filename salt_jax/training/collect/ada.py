@@ -21,8 +21,9 @@ from salt_jax.training.collect.turn import Memory, Turn
 def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory]:
     """Extra: 'baseline', each pool's success rate; 'weight', 1 or with ``pool_weight`` = 'inverse_rate' its inverse."""
     settings, n = turn.settings, turn.group_size
+    correct_from = turn.run.correct_from
     rule: dict[str, Any] = {
-        "mode": settings.exit_rule, "k_positive": settings.positives, "threshold": settings.positive_above,
+        "mode": settings.exit_rule, "k_positive": settings.positives, "correct_from": correct_from,
     }
     batch = next(data)
     whole = len(batch["ids"])
@@ -42,7 +43,7 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     whole_pools = [pool(parts) for parts in pools]
     rewards = [known_rewards(groups) for groups in whole_pools]
     rows = [allocation.downsample(r, n, **rule) for r in rewards]
-    rates = np.array([allocation.pool_baseline(r, settings.positive_above) for r in rewards])
+    rates = np.array([allocation.pool_baseline(r, correct_from) for r in rewards])
     weights = allocation.sequential_weights(rates) if settings.pool_weight == "inverse_rate" else np.ones(whole)
     turn.note(
         rounds=rounds, unresolved=len(active) / whole, pool_success=float(rates.mean()),

@@ -53,15 +53,16 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     graded = np.bincount(which, groups.rewarded.sum(axis=1), len(numbers))
     rewards = np.where(groups.rewarded, groups.rewards, 0.0).astype(np.float64)
     means = np.bincount(which, rewards.sum(axis=1), len(numbers)) / np.maximum(graded, 1)
-    hits = np.bincount(which, (groups.rewarded & (rewards > settings.positive_above)).sum(axis=1), len(numbers))
+    hits = np.bincount(which, turn.succeeded(groups).sum(axis=1), len(numbers))
+    seen = hits / np.maximum(graded, 1)
     # the same problem twice in a batch, where an epoch ends in it: its counts are one visit's
     visited, place = np.unique(numbers, return_inverse=True)
     counts = allocation.update_counts(
         counts, visited, np.bincount(place, graded), np.bincount(place, hits), decay=settings.count_decay
     )
     turn.note(
-        largest_share=float(given.max()), estimated_success=float(rates.mean()), success=float(means.mean()),
-        estimate_error=float(np.abs(rates - hits / np.maximum(graded, 1)).mean()),
+        largest_share=float(given.max()), estimated_success=float(rates.mean()), success=float(seen.mean()),
+        estimate_error=float(np.abs(rates - seen).mean()),
     )
     extra = {"baseline": means[which], "weight": allocation.est_weights(means, settings.rate_eps)[which]}
     return turn.finish(groups, extra), {"total": counts.total, "positive": counts.positive}

@@ -25,7 +25,7 @@ AT_LEAST = {
 }  # fmt: skip
 SHARES = ("count_decay", "decay_selected", "decay_others")
 POSITIVE = ("prior_positive", "prior_negative", "rate_eps", "temperature_high", "temperature_low")
-FINITE = ("positive_above", "entropy_target", "inject_above", "hpt_gate", "gvm_alpha", "gvm_beta")
+FINITE = ("entropy_target", "inject_above", "hpt_gate", "gvm_alpha", "gvm_beta")
 
 
 def check_collection(run: RunConfig) -> None:

@@ -1,7 +1,8 @@
 """DAPO's dynamic sampling (arXiv 2503.14476): groups whose rewards are all equal are dropped, and others sampled.
 
 Every generation has the same shape, B prompts and G rollouts each; groups beyond the B that are needed are thrown
-away, as verl does. What decides is the reward that graders give, before any shaping.
+away, as verl does. What decides is the reward that graders give, before any shaping: a wrong answer with 0.01 beside
+one with 0 is a signal, as it is to the estimators. A group without one is told apart by config.task.correct_from.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     while found < wanted and rounds < settings.max_batches:
         groups = turn.groups(next(data), draw=rounds)
         signal = groups.with_signal()
-        solved = all_right(groups, turn.run.evaluation.correct_from) & ~signal
+        right_or_lost = turn.succeeded(groups) | ~groups.rewarded
+        solved = right_or_lost.all(axis=1) & groups.rewarded.any(axis=1) & ~signal
         right, wrong = right + int(solved.sum()), wrong + int((~signal & ~solved).sum())
         kept.append(groups.take(signal))
         dropped.append(groups.take(~signal))
@@ -47,9 +49,3 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
         all_wrong=wrong / turn.prompts, groups_discarded=max(found - wanted, 0),
     )
     return turn.finish(join(kept).take(np.arange(wanted))), memory
-
-
-def all_right(groups: Groups, correct_from: float) -> np.ndarray:
-    """(B,) bool: something was graded, and all of it is correct."""
-    correct = ~groups.rewarded | (np.nan_to_num(groups.rewards) >= correct_from)
-    return correct.all(axis=1) & groups.rewarded.any(axis=1)

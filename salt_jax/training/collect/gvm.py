@@ -32,7 +32,7 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     settings, slots = turn.settings, turn.run.rollouts.prompts_per_step
     batch = next(data)
     pilots = turn.groups(batch, draw=0, rollouts=settings.pilots)
-    accepted = pilots.rewarded & (np.nan_to_num(pilots.rewards) > settings.positive_above)
+    accepted = turn.succeeded(pilots)
     rates = accepted.sum(axis=1) / np.maximum(pilots.rewarded.sum(axis=1), 1)
     norms = allocation.mean_norms(gradient_norms(turn, pilots), accepted)
     given = slots_of(norms, rates, slots, settings)

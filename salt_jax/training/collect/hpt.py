@@ -1,7 +1,8 @@
 """HPT (arXiv 2509.04419): a prompt that the policy fails learns from its demonstration, the others from their rollouts.
 
-P = mean reward of a prompt's graded rollouts. P ≤ gate: its G rows become one row with the problem's own solution and
-G − 1 rows that are not valid; else they stay. A prompt of which nothing was graded stays: nothing is known of it.
+P = share of a prompt's graded rollouts that succeeded. P ≤ gate: its G rows become one row with the problem's own
+solution and G − 1 rows that are not valid; else they stay. A prompt of which nothing was graded stays: nothing is
+known of it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
     """Extra: 'demonstration'; such a row has reward 1 and no sampler's log-probs."""
     batch = next(data)
     groups = turn.groups(batch, draw=0)
-    success = np.asarray(success_rate(groups.rewards, groups.rewarded))  # NaN where nothing was graded
+    rates = success_rate(groups.rewards, groups.rewarded, turn.run.correct_from)
+    success = np.asarray(rates)  # NaN where nothing was graded
     fails = np.asarray(hpt_gate(success, turn.settings.hpt_gate)[1])
     known = success[~np.isnan(success)]
     turn.note(demonstrations=float(fails.mean()), success=float(known.mean()) if known.size else 0.0)

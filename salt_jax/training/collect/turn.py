@@ -17,7 +17,7 @@ from salt_jax.graders import ErrorReport, Grades
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import Samples
 from salt_jax.policy.waves import plan_waves
-from salt_jax.rollout import RolloutBatch
+from salt_jax.rollout import RolloutBatch, succeeded
 from salt_jax.tasks import Source, Task
 from salt_jax.training import generation, hosts
 from salt_jax.training.collect import extras
@@ -238,6 +238,10 @@ class Turn:
             self.graded += float(grades.rewarded.sum())
             self.rewards += float(np.where(grades.rewarded, grades.rewards, 0.0).sum(dtype=np.float64))
         return of_batch(batch, samples, grades, texts, only)
+
+    def succeeded(self, groups: Groups) -> np.ndarray:
+        """(B, g) bool: which rollouts reached config.task.correct_from."""
+        return succeeded(groups.rewards, groups.rewarded, self.run.correct_from)
 
     def assemble(self, groups: Groups, extra: Mapping[str, np.ndarray] | None = None) -> RolloutBatch:
         """Groups on the mesh; nothing is trimmed and nothing added."""

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from salt_jax import allocation
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import prompt_batches
@@ -31,8 +29,7 @@ def collect(turn: Turn, data: Any, memory: Memory) -> tuple[RolloutBatch, Memory
         max_prompt_length=limits.max_prompt_length, seed=0, shuffle=False, repeat=False,
     ))
     groups = turn.groups(batch, draw=0)
-    right = (groups.rewarded & (np.nan_to_num(groups.rewards) > settings.positive_above)).sum(axis=1)
-    graded = groups.rewarded.sum(axis=1)
+    right, graded = turn.succeeded(groups).sum(axis=1), groups.rewarded.sum(axis=1)
     gain = allocation.expected_gain(state)
     state = allocation.update(
         state, chosen, right, graded, decay_selected=settings.decay_selected, decay_others=settings.decay_others
