@@ -333,11 +333,18 @@ def test_inverse_cdf_of_a_uniform_grid_is_the_distribution(size):
 SMALLEST, LARGEST = 2.0**-24, 1 - 2.0**-24
 
 
-@pytest.mark.parametrize("uniform", [0.0, SMALLEST, LARGEST])
-def test_the_ends_of_a_large_vocabulary_are_not_drawn(uniform):
-    """As many tokens as Qwen has; all but one have a probability of 1e-13."""
-    weights = jnp.full((1, 151_936), 1e-13).at[0, 100_000].set(1.0)
-    assert JITTED_INVERSE_CDF(weights, jnp.array([uniform])).tolist() == [100_000]
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 100), (SMALLEST, 100), (LARGEST, 151_700)])
+def test_the_ends_of_a_large_vocabulary_are_not_drawn(uniform, expected):
+    """As many tokens as Qwen has; the first and the last hundred and most others have a weight of 1e-13."""
+    weights, rows = np.full((8, 151_936), 1e-13, np.float32), np.arange(8)[:, None]
+    weights[rows, np.arange(100, 151_800, 400)] = np.random.default_rng(0).uniform(0.5, 1.5, (8, 380))
+    assert JITTED_INVERSE_CDF(weights, jnp.full(8, uniform)).tolist() == [expected] * 8
+
+
+def test_a_position_that_rounds_to_the_end_of_its_block():
+    """The running sums are 1.5 ulp and 1.25 + 2 ulp; less the first, the second and the float below it are both 1.25."""
+    weights = jnp.array([[1.5 * 2.0**-23, 0.0, 1e-13, 1.25]])  # blocks of two
+    assert inverse_cdf(weights, jnp.array([LARGEST])).tolist() == [3]
 
 
 def test_rounding_draws_no_improbable_token():
