@@ -481,7 +481,7 @@ def test_mapped_outputs_say_how_many_are_bad():
         gram, a = jnp.asarray(gram, jnp.float32), jnp.asarray(GOOD[1], jnp.float32)
         outs.append(salt.reweight(gram, a, salt.SaltConfig()))
     out = jax.tree.map(lambda *fields: jnp.stack(fields), *outs)
-    with pytest.raises(ValueError, match="^SALT left the advantages as they were in 2 of 4 units: the Gram matrix is 0"):
+    with pytest.raises(ValueError, match="^SALT left the advantages as they were in 2 of 4 units: the Gram"):
         out.raise_if_bad()
 
 

@@ -342,13 +342,13 @@ def test_the_ends_of_a_large_vocabulary_are_not_drawn(uniform, expected):
 
 
 def test_a_position_that_rounds_to_the_end_of_its_block():
-    """The running sums are 1.5 ulp and 1.25 + 2 ulp; less the first, the second and the float below it are both 1.25."""
+    """Running sums of 1.5 ulp and 1.25 + 2 ulp: less the first, the second and the float below it are both 1.25."""
     weights = jnp.array([[1.5 * 2.0**-23, 0.0, 1e-13, 1.25]])  # blocks of two
     assert inverse_cdf(weights, jnp.array([LARGEST])).tolist() == [3]
 
 
 def test_rounding_draws_no_improbable_token():
-    """Blocks of 64 tokens that begin and end with improbable ones, at the numbers on both sides of every block's edge."""
+    """Blocks of 64 tokens that begin and end with improbable ones, at the numbers around every block's edge."""
     size, likely = 4096, np.arange(32, 4096, 64)
     weights = np.full(size, 1e-13, np.float32)
     weights[likely] = np.random.default_rng(0).uniform(0.5, 1.5, len(likely))
