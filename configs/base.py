@@ -168,7 +168,9 @@ def get_config() -> config_dict.ConfigDict:
     c.objective.kl_coef = 0.0  # per nat; > 0 keeps a second copy of the parameters, as 'copg' does
     c.objective.entropy_coef = 0.0  # per nat; > 0 rewards entropy
 
-    c.salt = config_dict.ConfigDict()  # salt_jax.salt.SaltConfig, and how the Gram matrix is made
+    # salt_jax.salt.SaltConfig, and how the Gram matrix is made: by the policy before the step, also for later
+    # minibatches and epochs, of the rollouts that objective.filters leave (without unanimous groups PR and k change).
+    c.salt = config_dict.ConfigDict()
     c.salt.enabled = True
     c.salt.feature = "lm_head"  # gradient feature: 'lm_head', 'lm_head_sketch', 'taken_token', 'per_rollout'
     c.salt.scope = "mini_batch"  # unit of the geometry: 'mini_batch', 'group', or a number of rollouts
@@ -206,7 +208,7 @@ def get_config() -> config_dict.ConfigDict:
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
     c.optimizer.eps = 1e-8
-    c.optimizer.weight_decay = 0.0
+    c.optimizer.weight_decay = 0.0  # of weights; scales of norms and biases do not decay
     c.optimizer.clip_norm = 1.0  # global gradient norm; 0 does not clip
 
     c.warm_start = config_dict.ConfigDict()  # supervised, on the task's own solutions, for random weights

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import checkify
 
 from salt_jax.geometry.numerics import (
     normalized,
@@ -83,7 +84,8 @@ class SaltOutput(NamedTuple):
     alpha (): gain used.  k (): int32, dimension of the dominant subspace.  participation_ratio (): PR(K).
     n_eff (): n_eff(K, a).  eigengap (): (λ_k − λ_{k+1}) / λ_k, small where P is ill-defined.
     ok (): False where nothing could be reweighted and a' = a: K = 0 (participation_ratio 0), or NaN or inf in
-      K, a, success_rate or entropy (participation_ratio NaN). A trainer makes the second a loud error.
+      K, a, success_rate or entropy (participation_ratio NaN). Call `raise_if_bad`, or `check` under jit: nothing
+      else says so.
     fallback (): True where the iteration was chosen (config.eigen, a large m) and `eigh` had to decide: k too
       large for the block, no gap at k, or no convergence. The result is that of 'full'; only time was lost.
     """
@@ -98,6 +100,50 @@ class SaltOutput(NamedTuple):
     eigengap: jax.Array
     ok: jax.Array
     fallback: jax.Array
+
+    def raise_if_bad(self) -> None:
+        """ValueError in one line, saying what was wrong, if ok is False anywhere; waits for the arrays.
+
+        For outputs on the host, mapped ones too; inside jit use `check`.
+
+        >>> reweight(jnp.zeros((2, 2)), jnp.array([1.0, -1.0]), SaltConfig()).raise_if_bad()
+        Traceback (most recent call last):
+        ...
+        ValueError: SALT left the advantages as they were: the Gram matrix is 0, no rollout has a gradient feature
+        """
+        if isinstance(self.ok, jax.core.Tracer):
+            raise ValueError("raise_if_bad() needs values; inside jit, vmap or grad use check() under checkify")
+        for fault, what in self._faults():
+            if fault.any():
+                where = f" in {fault.sum()} of {fault.size} units" if fault.ndim else ""
+                raise ValueError(f"SALT left the advantages as they were{where}: {what}")
+
+    def check(self) -> None:
+        """`raise_if_bad` for code that is traced: checks of `jax.experimental.checkify`, whose error is then thrown.
+
+        Raises:
+          ValueError: by JAX, while compiling, where no `checkify.checkify` is around it.
+
+        >>> def new_advantages(gram, advantages):
+        ...     out = reweight(gram, advantages, SaltConfig())
+        ...     out.check()
+        ...     return out.advantages
+        >>> error, _ = jax.jit(checkify.checkify(new_advantages))(jnp.eye(2), jnp.array([1.0, jnp.inf]))
+        >>> print(error.get())     # error.throw() raises it
+        SALT left the advantages as they were: they are not finite ...
+        """
+        for fault, what in self._faults():
+            checkify.check(~fault.any(), f"SALT left the advantages as they were: {what}")
+
+    def _faults(self) -> tuple[tuple[jax.Array, str], ...]:
+        """What can be wrong, each with the units it is true of: arrays of the shape of ok."""
+        bad, lost = jnp.logical_not(self.ok), jnp.isnan(self.participation_ratio)
+        own = ~jnp.isfinite(self.advantages).all(axis=-1)  # a' = a there
+        return (
+            (bad & own, "they are not finite"),
+            (bad & lost & ~own, "the Gram matrix, success_rate or entropy is not finite"),
+            (bad & ~lost, "the Gram matrix is 0, no rollout has a gradient feature"),
+        )
 
 
 def reweight(
@@ -121,6 +167,9 @@ def reweight(
     | NaN or inf in K, a (valid part) | a' = shared = a, residual, α, k, eigengap 0, PR, n_eff NaN, not ok |
     | padding rows | a' = 0 there, no effect elsewhere |
 
+    Where it is not ok nothing is raised here, so that it can be compiled: `out.raise_if_bad()` raises on the host,
+    `out.check()` under jit.
+
     a' permutes with the rollouts (but for variants that draw from `key`), does not depend on the scale of K and
     scales with a. Pure, deterministic; jit- and vmap-able (vmap over leading axes of the arrays). Above
     `geometry.subspace.FULL_UP_TO` rollouts the eigenvectors are iterated and checked, and P is within 2e-4 of
@@ -130,7 +179,8 @@ def reweight(
       gram: (m, m) of the mini-batch (or group).
       advantages: (m,) group-relative advantages a.
       config: SaltConfig, static.
-      valid: (m,) bool, False for padding; None means all. What stands in padding, NaN included, is ignored.
+      valid: (m,) bool, False for padding; None means all. What stands in padding, NaN included, is ignored. Rollouts
+        with a_i = 0 count unless they are left out here: without those of unanimous groups PR and k are others.
       key: PRNG key; needed by random_projection, permuted, matched_random.
       success_rate: (m,) success rate p_g in [0, 1] of the rollout's group; needed by scaled.
       entropy: (now, running minimum, running maximum) in nats; needed by entropy_alpha.
@@ -140,6 +190,7 @@ def reweight(
 
     >>> K = jnp.diag(jnp.array([4.0, 1.0, 1.0]))
     >>> out = reweight(K, jnp.array([1.0, 1.0, -2.0]), SaltConfig(k_max=1))
+    >>> out.raise_if_bad()
     >>> out.advantages.tolist(), int(out.k), float(out.alpha), float(out.n_eff)
     ([1.0, 0.0, 0.0], 1, 0.0, 1.0)
     """

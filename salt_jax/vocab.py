@@ -33,6 +33,7 @@ from salt_jax.vocab_chunks import (
     check_shapes,
     check_temperature,
     fold_chunks,
+    open_uniforms,
     residual,
     scaled_logits,
     sign_key,
@@ -49,6 +50,7 @@ __all__ = [
     "check_temperature",
     "fold_chunks",
     "log_normalizers",
+    "open_uniforms",
     "projected_log_probs",
     "residual",
     "scaled_logits",
@@ -90,7 +92,9 @@ def token_log_probs(
     chunk_size: int = DEFAULT_CHUNK,
     layout: Layout | None = None,
 ) -> TokenLogProbs:
-    """Log-probability of each target and entropy of each distribution, streamed over vocabulary chunks.
+    """Log-probability of targets[t] and entropy under hidden[t], the state that predicts targets[t].
+
+    Streamed over vocabulary chunks:
 
         log p_y = z_y − lse(z),   H = lse(z) − Σ_v p_v z_v,   z = (hidden @ lm_head) / temperature
 
@@ -98,7 +102,7 @@ def token_log_probs(
     recomputes logits chunk by chunk:  ∂/∂z_v = g_logp (1[v = y] − p_v) − g_H p_v (log p_v + H).
 
     Args:
-      hidden: (..., H) final hidden states, float32 or bfloat16.
+      hidden: (..., H) final hidden states, float32 or bfloat16, each that of the token before its target.
       lm_head: (H, V) output projection.
       targets: (...) int token ids. An id outside [0, V) gets log-probability NaN.
       temperature: > 0, a number or a traced scalar; the distribution is the one sampled from.

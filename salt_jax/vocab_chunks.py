@@ -1,5 +1,7 @@
 """Chunks of the vocabulary: the loop over them, the logits transform, residuals and random signs on one chunk.
 
+And the uniform numbers at which distribution functions over the vocabulary are inverted.
+
 Shape letters: N tokens, H hidden size, V vocabulary, C columns of one chunk, R columns of a random projection.
 """
 
@@ -123,6 +125,27 @@ def signs(key_data: jax.Array, ids: jax.Array, rank: int) -> jax.Array:
 def sign_key(key: jax.Array) -> jax.Array:
     """(2,) uint32 that `signs` draws from, of a PRNG key of any kind."""
     return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def open_uniforms(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform numbers for inverse distribution functions, float32, never 0 or 1: those of `open_unit`.
+
+    `jax.random.uniform` gives 0 once in 2^23 draws, and a distribution function inverted there gives the lowest
+    token id, whatever its probability.
+
+    >>> open_uniforms(jax.random.key(0), (2, 3)).shape
+    (2, 3)
+    """
+    return open_unit(jax.random.bits(key, shape, jnp.uint32))
+
+
+def open_unit(bits: jax.Array) -> jax.Array:
+    """(k + ½) / 2^23 of the highest 23 of 32 random bits k: from 2^-24 to 1 − 2^-24, each exact in float32.
+
+    >>> (open_unit(jnp.array([0, 2**32 - 1], jnp.uint32)) * 2**24).tolist()
+    [1.0, 16777215.0]
+    """
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
 def check_shapes(hidden: jax.Array, lm_head: jax.Array, targets: jax.Array) -> None:

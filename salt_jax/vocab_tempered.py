@@ -94,7 +94,7 @@ def tempered_statistics(
       lm_head: (H, V) output projection.
       targets: (...) int token ids. An id outside [0, V) gives NaN.
       tempering: κ > 0; above 1 flattens.
-      uniforms: (..., K) in [0, 1), from which K tokens are drawn; None takes the expectation instead.
+      uniforms: (..., K) in (0, 1), from which K tokens are drawn; None takes the expectation instead.
       temperature: > 0; z = (hidden @ lm_head) / temperature.
       chunk_size: vocabulary columns held at once; peak memory is tokens x (chunk_size + K).
       layout: where the leading axis of `hidden` and both axes of `lm_head` lie on a mesh; None leaves it to jit.

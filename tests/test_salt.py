@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from jax.experimental import checkify
 
 from salt_jax import salt, salt_variants
 from tests.reference import geometry as geometry_reference
@@ -431,6 +432,63 @@ def test_iterated_eigenvectors_under_vmap_and_grad_and_without_a_gram():
     total = lambda k, c: jnp.sum(salt.reweight(k, c, config).advantages)
     for gradient in jax.grad(total, argnums=(0, 1))(gram, a):
         np.testing.assert_array_equal(gradient, 0.0)
+
+
+# ok = False is not silent: on the host, mapped, and compiled.
+
+GOOD = (np.diag([4.0, 1.0, 1.0]), np.array([1.0, 1.0, -2.0]))
+BAD = {
+    "advantages": (GOOD[0], np.array([1.0, np.inf, -1.0]), "they are not finite"),
+    "gram": (np.diag([4.0, np.nan, 1.0]), GOOD[1], "the Gram matrix, success_rate or entropy is not finite"),
+    "zero": (0 * GOOD[0], GOOD[1], "the Gram matrix is 0, no rollout has a gradient feature"),
+}
+
+
+@functools.cache
+def checked():
+    def new_advantages(gram, a):
+        out = salt.reweight(gram, a, salt.SaltConfig())
+        out.check()
+        return out.advantages
+
+    return jax.jit(checkify.checkify(new_advantages))
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_an_output_that_is_not_ok_raises_and_says_why(what):
+    gram, a, message = BAD[what]
+    gram, a = jnp.asarray(gram, jnp.float32), jnp.asarray(a, jnp.float32)
+    with pytest.raises(ValueError, match=f"^SALT left the advantages as they were: {message}$"):
+        salt.reweight(gram, a, salt.SaltConfig()).raise_if_bad()
+    error, _ = checked()(gram, a)
+    with pytest.raises(checkify.JaxRuntimeError, match=f"^SALT left the advantages as they were: {message}"):
+        error.throw()
+
+
+def test_an_output_that_is_ok_does_not_raise():
+    gram, a = (jnp.asarray(x, jnp.float32) for x in GOOD)
+    salt.reweight(gram, a, salt.SaltConfig()).raise_if_bad()
+    error, new = checked()(gram, a)
+    error.throw()
+    np.testing.assert_allclose(new, salt.reweight(gram, a, salt.SaltConfig()).advantages, rtol=1e-6)
+    nothing = jnp.zeros(3, bool)  # no rollout at all is no fault
+    salt.reweight(gram, a, salt.SaltConfig(), valid=nothing).raise_if_bad()
+
+
+def test_mapped_outputs_say_how_many_are_bad():
+    outs = []
+    for gram in (GOOD[0], BAD["zero"][0], GOOD[0], BAD["zero"][0]):
+        gram, a = jnp.asarray(gram, jnp.float32), jnp.asarray(GOOD[1], jnp.float32)
+        outs.append(salt.reweight(gram, a, salt.SaltConfig()))
+    out = jax.tree.map(lambda *fields: jnp.stack(fields), *outs)
+    with pytest.raises(ValueError, match="^SALT left the advantages as they were in 2 of 4 units: the Gram"):
+        out.raise_if_bad()
+
+
+def test_a_traced_output_cannot_raise_and_says_what_can():
+    gram, a = (jnp.asarray(x, jnp.float32) for x in GOOD)
+    with pytest.raises(ValueError, match=r"^raise_if_bad\(\) needs values; .* use check\(\) under checkify"):
+        jax.eval_shape(lambda k: salt.reweight(k, a, salt.SaltConfig()).raise_if_bad(), gram)
 
 
 # Errors, each one line.

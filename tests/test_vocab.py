@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salt_jax import vocab
+from salt_jax import vocab, vocab_chunks
 from tests.reference import vocab as reference
 from tests.reference.jaxpr import largest_array
 
@@ -150,6 +150,15 @@ def test_scaled_logits_is_the_one_transform():
     expected = jax.nn.log_softmax(logits)[jnp.arange(N), targets]
     got = vocab.token_log_probs(hidden, lm_head, targets, temperature=0.7, chunk_size=4).log_probs
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_uniform_numbers_lie_strictly_between_0_and_1():
+    bits = np.array([0, 2**9 - 1, 2**9, 2**31, 2**32 - 2**9, 2**32 - 1], np.uint32)
+    found = np.asarray(vocab_chunks.open_unit(jnp.asarray(bits)))
+    assert found.dtype == np.float32
+    assert found.min() > 0
+    assert found.max() < 1
+    np.testing.assert_array_equal(found, [(int(b) // 2**9 + 0.5) / 2**23 for b in bits])
 
 
 def test_no_array_of_tokens_times_vocabulary():

@@ -45,8 +45,9 @@ def lm_head_gram(
     accumulation_dtype: Any = jnp.float32,
     layout: Layout | None = None,
 ) -> jax.Array:
-    """Exact Gram matrix of the score features of the LM head, K_ij = ⟨s_i, s_j⟩ (arXiv 2606.05800, Eq. 19).
+    """Exact Gram matrix of the LM head's score features; hidden[t] is the state that predicts targets[t].
 
+        K_ij = ⟨s_i, s_j⟩  (arXiv 2606.05800, Eq. 19)
         s_i = (1/|o_i|) Σ_t M_it (p_it − onehot(y_it)) ⊗ h_it,     p_it = softmax(h_it W / τ)
 
     the gradient of τ times the rollout's mean negative log-likelihood in W: the constant 1/τ is left out.
@@ -54,7 +55,8 @@ def lm_head_gram(
     summed in float32, others in full float32.
 
     Args:
-      hidden: (m, T, H) final hidden states. What stands at masked positions does not matter, NaN included.
+      hidden: (m, T, H) final hidden states, each that of the token before its target. What stands at masked
+        positions does not matter, NaN included.
       lm_head: (H, V) output projection.
       targets: (m, T) int token ids. An id outside [0, V) under the mask makes its rollout's row NaN.
       mask: (m, T) true (or nonzero) for the rollout's own tokens. An empty row gives s_i = 0.

@@ -8,6 +8,9 @@ is that of the rest alone:
     S_v   the entries of `heavy` tokens as they are; of all others, random ±1/√s combinations
     S_h   the coordinates in an orthonormal `basis`; of what is orthogonal to it, random ±1/√s combinations
 
+Products with S_h are taken in float32, also of bfloat16 hidden states: rounded columns are not orthonormal, and the
+mean over the key would be off by as much.
+
 Signs of the vocabulary are made anew for each chunk from the key (never V x s at once) and applied in the pass that
 computes log-probabilities, so that a train step needs no second product with the output projection: beside that
 pass's m·T·V·H multiply-adds the features cost m·T·(V·s + e·H). Signs alone, without heavy tokens and a basis, do not
@@ -20,7 +23,7 @@ Shape letters: m rollouts, T tokens, H hidden size, V vocabulary, e kept and s r
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +70,9 @@ def lm_head_sketch(
     basis: jax.Array | None = None,
     layout: Layout | None = None,
 ) -> jax.Array:
-    """Two-sided projection of the score features of `lm_head_gram` to r numbers each, with E[A Aᵀ] = K over the key.
+    """Features of `lm_head_gram` projected to r numbers each; hidden[t] is the state that predicts targets[t].
+
+    Two-sided, with E[A Aᵀ] = K over the key:
 
         A_i = (1/|o_i|) Σ_t M_it (S_vᵀ (p_it − onehot(y_it))) ⊗ (S_hᵀ h_it)
 
@@ -220,14 +225,13 @@ def rollout_sketches(hidden: jax.Array, projected: jax.Array, mask: jax.Array, s
     rank = min(vocab.check_positive("rank_hidden", sketch.rank_hidden), h)
     keep_mxT = mask.astype(bool)
     weights_mxT = _weights(mask, sketch.length_normalize)
-    projected = jnp.where(keep_mxT[:, :, None], projected, 0.0) * weights_mxT[:, :, None]
+    projected = jnp.where(keep_mxT[:, :, None], projected, 0.0).astype(jnp.float32) * weights_mxT[:, :, None]
     hidden = lax.stop_gradient(jnp.where(keep_mxT[:, :, None], hidden, 0))
-    compute, precision = product_dtype(hidden, jnp.float32)
-    product: dict[str, Any] = {"precision": precision, "preferred_element_type": jnp.float32}
+    hidden = hidden.astype(jnp.float32)
     if rank < h:
-        columns_Hxr = _hidden_projection(sketch, h).astype(compute)
-        hidden = jnp.dot(hidden.reshape(-1, h).astype(compute), columns_Hxr, **product).reshape(m, t, rank)
-    features = jnp.einsum("mtv,mth->mvh", projected.astype(compute), hidden.astype(compute), **product)
+        columns_Hxr = _hidden_projection(sketch, h)
+        hidden = jnp.dot(hidden.reshape(-1, h), columns_Hxr, precision=lax.Precision.HIGHEST).reshape(m, t, rank)
+    features = jnp.einsum("mtv,mth->mvh", projected, hidden, precision=lax.Precision.HIGHEST)
     return lax.stop_gradient(features.reshape(m, projected.shape[-1] * rank))
 
 

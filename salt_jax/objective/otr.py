@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from salt_jax.layout import Layout
-from salt_jax.vocab import DEFAULT_CHUNK, Scalar
+from salt_jax.vocab import DEFAULT_CHUNK, Scalar, open_uniforms
 from salt_jax.vocab_tempered import tempered_statistics
 
 Array = jax.Array
@@ -207,7 +207,7 @@ def draw_uniforms(key: Array, shape: tuple[int, ...], samples: int) -> Array:
     """
     if samples < 1:
         raise ValueError(f"samples = {samples!r} is not allowed; allowed: integers >= 1")
-    return jax.random.uniform(key, (*shape, samples))
+    return open_uniforms(key, (*shape, samples))
 
 
 def _sequence_mean(loss: Array, mask: Array) -> Array:

@@ -141,11 +141,19 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     return (x32 * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def apply_rope(x: Array, table: tuple[Array, Array]) -> Array:
-    """Rotates x (M, heads, C) by the angles of its M tokens, half-split layout (Hugging Face's)."""
-    cos, sin = (jnp.expand_dims(t, 1).astype(x.dtype) for t in table)  # (M, 1, C/2)
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+def apply_rope(x: Array, table: tuple[Array, Array], scale: float = 1.0) -> Array:
+    """Rotates x (M, heads, C) by the angles of its M tokens, half-split layout (Hugging Face's), and scales it.
+
+    In float32, rounded once to the dtype of x.
+
+    Example:
+      >>> quarter = jnp.zeros((1, 1)), jnp.ones((1, 1))  # cosine and sine
+      >>> apply_rope(jnp.array([[[3.0, 4.0]]]), quarter, 0.5).tolist()
+      [[[-2.0, 1.5]]]
+    """
+    cos, sin = (jnp.expand_dims(t, 1).astype(jnp.float32) for t in table)  # (M, 1, C/2)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return (jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1) * scale).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -185,7 +193,7 @@ class Block(nnx.Module):
         if cfg.qk_norm:
             q = rms_norm(q, self.q_norm[...], cfg.rms_norm_eps)
             k = rms_norm(k, self.k_norm[...], cfg.rms_norm_eps)
-        return apply_rope(q, table) * cfg.head_dim**-0.5, apply_rope(k, table), v
+        return apply_rope(q, table, cfg.head_dim**-0.5), apply_rope(k, table), v
 
     def finish(self, x_MxD: Array, attended_MxQ: Array) -> Array:
         """Adds the attention output and the feed-forward layer to the residual stream."""

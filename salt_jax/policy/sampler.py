@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import struct
 
 from salt_jax.policy.transformer import Decoder
-from salt_jax.vocab import scaled_logits
+from salt_jax.vocab import open_uniforms, scaled_logits
 
 Array = jax.Array
+LEAST = 2.0**-24  # of a uniform number: half a step of its grid of 2^-23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,17 +111,19 @@ def inverse_cdf(weights: Array, uniform: Array) -> Array:
 
     The least index whose running sum exceeds uniform · Σ weights; an index of weight 0 is never drawn. The
     sum runs over blocks first and then within one block, which keeps it short and its rounding error small.
+    Neither at the ends of the whole nor at those of a block does rounding draw what has next to no weight: a
+    position is at least 2^-24 of the sum away from both.
 
     Args:
       weights: (N, V) float32, non-negative, at least one positive in a row.
-      uniform: (N,) float32 in [0, 1).
+      uniform: (N,) float32 in (0, 1), as ``vocab.open_uniforms`` draws them.
 
     Returns:
       (N,) int32 indices.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> inverse_cdf(jnp.array([[1.0, 0.0, 3.0]] * 3), jnp.array([0.0, 0.24, 0.25])).tolist()
+      >>> inverse_cdf(jnp.array([[1.0, 0.0, 3.0]] * 3), jnp.array([0.01, 0.24, 0.26])).tolist()
       [0, 0, 2]
     """
     n, v = weights.shape
@@ -128,24 +131,25 @@ def inverse_cdf(weights: Array, uniform: Array) -> Array:
     num_blocks = -(-v // block)
     weights = jnp.pad(weights, ((0, 0), (0, num_blocks * block - v)))
     blocks = jnp.reshape(weights, (n, num_blocks, block))
-    block_sums = jnp.sum(blocks, axis=-1)
-    target = uniform * jnp.sum(block_sums, axis=-1)
 
-    def first_past(parts: Array, level: Array) -> tuple[Array, Array]:
+    def first_past(parts: Array, position: Array) -> tuple[Array, Array]:
+        """Where the running sum of parts (N, C) passes position · Σ, and the position within that part, in [0, 1]."""
         # a product with a triangle of ones: a scan would be many small kernels on every backend
         triangle = jnp.triu(jnp.ones((parts.shape[1],) * 2, jnp.float32))
         running = jnp.dot(parts, triangle, precision=jax.lax.Precision.HIGHEST)
-        positive, columns = parts > 0, jnp.arange(parts.shape[1])[None]
-        # minima and maxima of indices, not argmax: XLA's CPU backend does not vectorise that
-        past = jnp.min(jnp.where((running > level[:, None]) & positive, columns, parts.shape[1]), axis=1)
-        # rounding can leave nothing past the level: then the last positive part
-        index = jnp.minimum(past, jnp.max(jnp.where(positive, columns, 0), axis=1))
-        before = jnp.take_along_axis(running - parts, index[:, None], axis=1)[:, 0]
-        return index, level - before
+        # of the last running sum, not of a sum in another order, which rounding may leave above it: below it always
+        level = jnp.clip(position, LEAST, 1 - LEAST) * running[:, -1]
+        # a minimum of indices, not argmax: XLA's CPU backend does not vectorise that
+        columns = jnp.arange(parts.shape[1])[None]
+        past = jnp.min(jnp.where((running > level[:, None]) & (parts > 0), columns, parts.shape[1]), axis=1)
+        index = jnp.where(past < parts.shape[1], past, 0)  # 0: weights that are not finite
+        upper, lower = (jnp.take_along_axis(running, i[:, None], axis=1)[:, 0] for i in (index, index - 1))
+        lower = jnp.where(index > 0, lower, 0.0)
+        return index, (level - lower) / (upper - lower)
 
-    which, rest = first_past(block_sums, target)
+    which, position = first_past(jnp.sum(blocks, axis=-1), uniform)
     chosen = jnp.take_along_axis(blocks, which[:, None, None], axis=1)[:, 0]
-    within, _ = first_past(chosen, rest)
+    within, _ = first_past(chosen, position)
     return (which * block + within).astype(jnp.int32)
 
 
@@ -198,7 +202,7 @@ def sample(
         raise ValueError(f"group_size must be at least 1, got {group_size}")
     batch, length = prompts.shape[0], config.max_new_tokens
     n = batch * group_size
-    whole = jax.random.uniform(key, (length, *(part_of or (batch, group_size))))
+    whole = open_uniforms(key, (length, *(part_of or (batch, group_size))))
     uniforms = jnp.reshape(jax.lax.dynamic_slice(whole, (0, *at), (length, batch, group_size)), (length, n))
     stops = jnp.asarray(stop_ids, jnp.int32)
     model = model.in_compute_dtype()

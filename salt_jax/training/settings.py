@@ -96,7 +96,10 @@ class CollectionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GeometryConfig:
-    """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py."""
+    """Whether SALT is on, and how the Gram matrix is made; ``scope`` is as in configs/base.py.
+
+    Of what: the rollouts that ``objective.filters`` leave, by the policy before the step.
+    """
 
     enabled: bool
     feature: str
@@ -114,7 +117,7 @@ class GeometryConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
-    """How a rollout batch becomes optimizer steps."""
+    """How a rollout batch becomes optimizer steps. SALT of all of them uses the Gram from before the first."""
 
     minibatches: int
     epochs: int

@@ -15,6 +15,7 @@ from salt_jax.policy.transformer import Decoder
 from salt_jax.training.settings import OptimizerConfig
 
 Array = jax.Array
+NOT_DECAYED = ("norm", "bias")  # how the names of such parameters end
 
 
 @struct.dataclass
@@ -68,6 +69,8 @@ def vocabulary(params: Any) -> int:
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """AdamW with global-norm clipping; linear warm-up, then constant, or linear or cosine decay to 0.
 
+    Weights decay, scales of norms and biases do not.
+
     Args:
       config: rates and options.
       total_steps: optimizer steps of the run; where the decay ends.
@@ -88,8 +91,28 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
         after = optax.constant_schedule(rate)
     warmup = optax.linear_schedule(0.0, rate, config.warmup_steps) if config.warmup_steps else None
     schedule = optax.join_schedules([warmup, after], [config.warmup_steps]) if warmup else after
-    adamw = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay)
+    adamw = optax.chain(
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        _decay_weights(config.weight_decay),
+        optax.scale_by_learning_rate(schedule),
+    )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+
+
+def _decay_weights(rate: float) -> optax.GradientTransformation:
+    """``optax.add_decayed_weights`` that leaves norms and biases out.
+
+    Its own ``mask`` would wrap the optimizer's state, and checkpoints from before would no longer fit.
+    """
+    everything = optax.add_decayed_weights(rate)
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        def decaying(path: Any, param: Array) -> Array:
+            return jnp.zeros_like(param) if path[-1].key.endswith(NOT_DECAYED) else param
+
+        return everything.update(updates, state, jax.tree_util.tree_map_with_path(decaying, params))
+
+    return optax.GradientTransformation(everything.init, update)
 
 
 def init_state(

@@ -2,8 +2,9 @@
 
 Two forms of the same mathematics. A single-shot step (one minibatch, one epoch, no accumulation) takes the
 geometry from the hidden states of its own loss. Otherwise a pass over the whole rollout batch gives the old
-log-probs, and the geometry is harvested there. Either way SALT costs no forward of the backbone of its own,
-its unit is the minibatch, and how the minibatch is split for memory changes nothing.
+log-probs, and the geometry is harvested there: SALT of the minibatches and epochs after the first uses the Gram
+from before the step, not that of the policy they update. Either way SALT costs no forward of the backbone of its
+own, its unit is the minibatch, and how the minibatch is split for memory changes nothing.
 
 An optimizer update whose loss, advantages, gradient norm or (where SALT is on) Gram matrix is not finite changes
 nothing and is counted.

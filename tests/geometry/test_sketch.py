@@ -140,6 +140,24 @@ def test_the_basis_finds_the_principal_directions():
     assert values[-3] > 1.05 * values[-4]
 
 
+def test_what_is_kept_is_kept_exactly_in_bfloat16_too():
+    """Hidden states in the span of a basis that bfloat16 rounds: nothing is left to the signs."""
+    rng = np.random.default_rng(0)
+    span = np.array([[1, 1, 1, 0, 0, 0, 0, 0], [1, -1, 0, 1, 1, 0, 0, 0], [0, 0, 0, 1, -1, 1, 0, 0]]).T
+    basis = span / np.linalg.norm(span, axis=0)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-12)
+    hidden = rng.integers(-3, 4, (M, T, 3)) @ span.T / 4  # bfloat16 has them exactly, and the head
+    lm_head = np.asarray(jnp.asarray(rng.normal(size=(H, V)), jnp.bfloat16), float)
+    _, _, targets, mask = example()
+    run = jax.jit(functools.partial(geometry.lm_head_sketch, key=jax.random.key(0), rank_vocab=V, rank_hidden=4))
+    features = run(
+        jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(lm_head, jnp.float32), targets, mask,
+        basis=jnp.asarray(basis, jnp.float32),
+    )  # fmt: skip
+    expected = reference.gram(reference.features(hidden, lm_head, targets, mask, temperature=1.0))
+    np.testing.assert_allclose(geometry.sketch_gram(features), expected, rtol=1e-5, atol=1e-5 * expected.max())
+
+
 def test_a_step_can_use_the_pass_that_made_its_log_probs():
     hidden, lm_head, targets, mask = example()
     key, heavy = jax.random.key(5), geometry.heavy_tokens(jnp.asarray(targets), jnp.asarray(mask), V, 8)

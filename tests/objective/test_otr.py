@@ -210,6 +210,11 @@ def test_the_same_key_draws_the_same_tokens():
     assert (same != draw_uniforms(jax.random.key(2), (2,), 3)).all()
 
 
+def test_draws_are_from_uniform_numbers_that_are_never_0(monkeypatch):
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    assert draw_uniforms(jax.random.key(0), (2,), 3).min() == 2.0**-24
+
+
 def test_errors_name_what_is_wrong():
     z, y, m, key = jnp.zeros((2, 3)), jnp.zeros(2, int), jnp.ones(2, bool), jax.random.key(0)
     for call, message in (

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.layers import Block, TransformerConfig
 from salt_jax.policy.logprobs import completion_scores
+from salt_jax.policy.rope import rope_table
 from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.rollout import RolloutBatch
 from tests.training_setup import call, merged, policy_and_params
@@ -100,6 +102,25 @@ def test_the_sampler_and_the_trainer_agree_as_far_as_rounding_lets_them(config):
     gap = np.abs(np.asarray(scores_and_gradient(config)[0].log_probs) - np.asarray(drawn().sampler_log_probs))[mask]
     assert gap.max() <= 4 * bound[mask].max()
     assert gap.mean() <= bound[mask].mean()
+
+
+def test_queries_and_keys_are_rounded_once():
+    """Rotated and scaled in float32, from the bfloat16 projections: half an ulp from the exact product."""
+    config = dataclasses.replace(ROUNDED, head_dim=24, qk_norm=False, rms_norm_eps=0.0)
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (50, 24))  # the norm keeps them, and their products with a diagonal are exact
+    weights = [np.asarray(jnp.asarray(rng.normal(size=24), jnp.bfloat16), float) for _ in range(2)]
+    q, k = (jnp.diag(jnp.asarray(w, jnp.float32)) for w in weights)
+    block = SimpleNamespace(config=config, attention_norm=jnp.ones(24), q=q, k=k, v=k)
+    table = rope_table(jnp.arange(50), 24, 10_000.0, None)
+    found = Block.qkv(block, jnp.asarray(signs, jnp.bfloat16), table)[:2]
+    cos, sin = (np.asarray(t, float) for t in table)
+    for got, w, scale in zip(found, weights, (24**-0.5, 1.0), strict=True):
+        a, b = np.split(signs * w, 2, axis=1)
+        exact = np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=1) * scale
+        half_ulp = 2.0 ** (np.floor(np.log2(np.abs(exact))) - 8)
+        assert got.dtype == jnp.bfloat16
+        assert (np.abs(np.asarray(got[:, 0], float) - exact) <= half_ulp + 1e-6).all()  # 1e-6: float32's roundings
 
 
 def test_gradient():

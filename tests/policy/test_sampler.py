@@ -343,6 +343,51 @@ def test_inverse_cdf_of_a_uniform_grid_is_the_distribution(size):
     assert np.abs(counts / points - p).max() <= 1e-4
 
 
+SMALLEST, LARGEST = 2.0**-24, 1 - 2.0**-24
+
+
+@pytest.mark.parametrize(("uniform", "expected"), [(0.0, 100), (SMALLEST, 100), (LARGEST, 151_700)])
+def test_the_ends_of_a_large_vocabulary_are_not_drawn(uniform, expected):
+    """As many tokens as Qwen has; the first and the last hundred and most others have a weight of 1e-13."""
+    weights, rows = np.full((8, 151_936), 1e-13, np.float32), np.arange(8)[:, None]
+    weights[rows, np.arange(100, 151_800, 400)] = np.random.default_rng(0).uniform(0.5, 1.5, (8, 380))
+    assert JITTED_INVERSE_CDF(weights, jnp.full(8, uniform)).tolist() == [expected] * 8
+
+
+def test_a_position_that_rounds_to_the_end_of_its_block():
+    """Running sums of 1.5 ulp and 1.25 + 2 ulp: less the first, the second and the float below it are both 1.25."""
+    weights = jnp.array([[1.5 * 2.0**-23, 0.0, 1e-13, 1.25]])  # blocks of two
+    assert inverse_cdf(weights, jnp.array([LARGEST])).tolist() == [3]
+
+
+def test_rounding_draws_no_improbable_token():
+    """Blocks of 64 tokens that begin and end with improbable ones, at the numbers around every block's edge."""
+    size, likely = 4096, np.arange(32, 4096, 64)
+    weights = np.full(size, 1e-13, np.float32)
+    weights[likely] = np.random.default_rng(0).uniform(0.5, 1.5, len(likely))
+    edges = np.cumsum(weights.astype(float)[likely]) / weights.sum(dtype=float)
+    nearest = np.concatenate([[0.0], edges])[:, None] * 2**23 + np.arange(-4, 5)
+    uniform = (np.unique(np.clip(np.round(nearest), 0, 2**23 - 1)) + 0.5) / 2**23
+    drawn = JITTED_INVERSE_CDF(jnp.tile(weights, (len(uniform), 1)), jnp.asarray(uniform, jnp.float32))
+    assert np.isin(drawn, likely).all()
+    far = np.abs(edges[:, None] - uniform).min(axis=0) > 3e-7  # further than a sum's rounding reaches
+    np.testing.assert_array_equal(drawn[far], likely[np.searchsorted(edges, uniform[far])])
+
+
+def test_sampling_takes_uniform_numbers_that_are_never_0(monkeypatch):
+    def refuse(*arguments, **keywords):
+        raise AssertionError("jax.random.uniform gives 0 once in 2^23 draws")
+
+    monkeypatch.setattr(jax.random, "uniform", refuse)
+    jax.eval_shape(
+        lambda prompts, mask: sample(
+            merged(CONFIG), prompts, mask, jax.random.key(0),
+            group_size=G, config=SamplingConfig(3), stop_ids=STOPS, pad_id=PAD,
+        ),
+        *prompts_and_mask(),
+    )  # fmt: skip
+
+
 def test_inverse_cdf_at_its_ends():
     weights = jnp.array([[0.0, 0.0, 1.0, 2.0, 0.0, 1.0, 0.0, 0.0, 0.0]] * 2)
     highest = np.nextafter(np.float32(1), np.float32(0))

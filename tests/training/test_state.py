@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from salt_jax.training.settings import OptimizerConfig
@@ -71,6 +72,29 @@ def test_weight_decay_is_decoupled():
     config = dataclasses.replace(PLAIN, weight_decay=0.1)
     update = first_update(config, {"w": jnp.array([1.0, -1.0])}, {"w": jnp.array([4.0, -2.0])})["w"]
     np.testing.assert_allclose(update, -0.5 * (np.array([1.0, -1.0]) + 0.1 * np.array([4.0, -2.0])), rtol=1e-5)
+
+
+def test_scales_of_norms_and_biases_do_not_decay():
+    config = dataclasses.replace(PLAIN, weight_decay=0.1)
+    params = setup.policy_and_params(dataclasses.replace(setup.tiny_run().policy, qk_norm=True))[1]
+    update = setup.call(lambda p: first_update(config, jax.tree.map(jnp.zeros_like, p), p), params)
+    still = {"attention_norm", "mlp_norm", "final_norm", "q_norm", "k_norm", "q_bias", "k_bias", "v_bias"}
+    seen = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(update):
+        name = path[-1].key
+        seen[name] = bool((leaf == 0).all())
+        param = params["layers"][name] if len(path) == 2 else params[name]
+        np.testing.assert_allclose(leaf, 0.0 * param if name in still else -0.05 * param, rtol=1e-6, err_msg=name)
+    assert {name for name, zero in seen.items() if zero} == still
+
+
+def test_the_optimizers_state_is_that_of_adamw():
+    """Also of runs from before norms were left out: their checkpoints go on."""
+    params = {"w": jnp.zeros(2), "norm": jnp.zeros(2)}
+    found = make_optimizer(dataclasses.replace(PLAIN, weight_decay=0.1, clip_norm=1.0), 10).init(params)
+    adamw = optax.adamw(optax.constant_schedule(0.5), weight_decay=0.1)
+    expected = optax.chain(optax.clip_by_global_norm(1.0), adamw).init(params)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
 
 
 def test_the_first_state():
