@@ -29,7 +29,7 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help train test slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading guards faults lock audit hooks setup torch clean
+.PHONY: help train test parity slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading guards faults lock audit hooks setup torch libtpu clean
 .DEFAULT_GOAL := help
 
 help:  ## these lines
@@ -39,10 +39,28 @@ train: $(STAMP)  ## GRPO and GRPO + SALT on arithmetic, from one warm start, int
 	$(RUN) experiments.compare --config=configs/arithmetic.py --workdir=$(WORKDIR)
 
 test: lint  ## everything that must pass: lint, types, unit tests, doctests, notebooks
-	$(RUN) pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(RUN) pytest -n $(WORKERS) --dist loadfile -m "not slow and not torch and not libtpu"
 
-slow: $(STAMP)  ## the long tests that `make test` leaves out
-	$(RUN) pytest -m slow
+# What is large, and nothing else needs: torch first and alone, for another package's wish for it would choose the newest
+# build for GPUs.
+PARITY := $(VENV)-parity
+WHICH  := (torch or libtpu) and not slow
+
+parity:  ## compare with transformers on torch, and compile for TPUs, in an environment of its own
+	@$(MAKE) --no-print-directory VENV=$(PARITY) torch
+	@$(MAKE) --no-print-directory VENV=$(PARITY) setup
+	@$(MAKE) --no-print-directory VENV=$(PARITY) libtpu
+	$(PARITY)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "$(WHICH)" tests
+
+torch: $(BIN)/python
+	$(PIP) install --quiet torch==2.13.0
+
+libtpu: $(BIN)/python
+	$(PIP) install --quiet --no-deps --constraint constraints.txt libtpu
+
+slow: $(STAMP)  ## the long tests that `make test` and `make parity` leave out
+	$(RUN) pytest -m "slow and not torch"
+	@$(MAKE) --no-print-directory parity WHICH="torch and slow"
 
 lint: ruff mypy  ## ruff, mypy and the pre-commit configuration
 	$(RUN) pre_commit validate-config
@@ -59,7 +77,8 @@ notebook: $(STAMP)  ## execute the notebooks in their small form
 bench: $(STAMP)  ## seconds per training step, SALT off and on
 	$(RUN) experiments.benchmarks.step_time
 
-# What the numbers in experiments/benchmarks/results and the plots in docs/ come from. TORCH is a Python that has torch.
+# What the numbers in experiments/benchmarks/results and the plots in docs/ come from. TORCH is a Python that has torch:
+# after `make parity`, .venv-parity/bin/python.
 TORCH   ?= $(BIN)/python
 RESULTS ?= experiments/benchmarks/results
 
@@ -124,10 +143,6 @@ audit: $(STAMP)  ## are the installed versions the lock's, and is none known to 
 
 setup: $(STAMP)  ## the environment alone
 
-# First and alone: another package's wish for torch would otherwise choose the newest build for GPUs.
-torch: $(BIN)/python  ## add torch: the tests that compare with transformers are skipped without it
-	$(PIP) install --quiet torch==2.13.0
-
 $(STAMP): pyproject.toml requirements.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes, once."
 	@$(RUN) pip --version >/dev/null 2>&1 || $(RUN) ensurepip
@@ -143,6 +158,6 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-clean:  ## remove the default environment, caches and build outputs; never runs/
-	rm -rf .venv build dist salt_jax.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the default environments, caches and build outputs; never runs/
+	rm -rf .venv .venv-parity build dist salt_jax.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(wildcard salt_jax experiments configs tests) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -63,11 +63,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of the authors' outputs, beside the checkout."""
-    folder = REPOSITORY.parent / "shared" / "golden"
-    if not folder.is_dir():
-        pytest.skip("the authors' outputs are not here: no ../shared/golden beside the checkout")
-    return folder
+    """The folder of the authors' outputs."""
+    return REPOSITORY / "tests" / "golden"
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from salt_jax.policy.hf_config import write_config
@@ -44,8 +43,9 @@ MODELS = {
 @functools.cache
 def torch_model(name: str):
     """The model of transformers, float32: kernels about 1/sqrt(fan-in) large, biases and norms random too."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     kind, changes = MODELS[name]
     changes = json.loads(json.dumps(changes))  # transformers writes into what it is given
     config = transformers.AutoConfig.for_model(kind, **(SIZES | changes), bos_token_id=None, eos_token_id=None)

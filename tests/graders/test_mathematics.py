@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from salt_jax.graders import Grader, GraderError, GraderPool, Verdict, mathematics
 
-pytest.importorskip("math_verify")
 math_equal = mathematics.math_equal
 
 

@@ -12,7 +12,7 @@ from salt_jax.graders.reasoning import TUPLES, score_answer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its own dependencies, while they are imported
-    reasoning_gym = pytest.importorskip("reasoning_gym")
+    import reasoning_gym
 
 # Of each kind: exact texts, numbers, scores of their own, keys that JSON turns into texts, grids of tuples.
 NAMES = (

@@ -3,10 +3,12 @@
 import dataclasses
 import warnings
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 from flax import nnx
 
 from salt_jax.policy.gguf import copy_metadata, open_reader, smollm2_path
@@ -16,8 +18,6 @@ from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.training.sharding import make_mesh, tree_shardings
 from salt_jax.training.state import make_policy
 from tests import hf_checkpoints as setup
-
-gguf = pytest.importorskip("gguf")
 
 # widths of 32: one block of Q8_0
 CONFIG = dataclasses.replace(setup.TINY, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64,
@@ -89,8 +89,6 @@ def write_gguf(path, kind, config, tensors, quantisation=None, **changes):
 
 def of_transformers(path):
     """The model that transformers reads from a file. ``from_pretrained`` does these steps, with accelerate alone."""
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
     config = transformers.AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
@@ -116,9 +114,9 @@ def test_a_file_holds_what_a_folder_holds(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, file.load(), folder.load())
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_quantised_tensors_equal_those_of_transformers(kind, tmp_path):
-    transformers = pytest.importorskip("transformers")
     config = KINDS[kind]
     path = write_gguf(tmp_path / "model.gguf", kind, config, setup.random_tensors(config),
                       gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
@@ -212,15 +210,11 @@ def test_importing_keeps_the_tokenizer(tmp_path):
 
 @pytest.fixture(scope="module")
 def smollm2():
-    try:
-        return smollm2_path()
-    except ImportError as error:
-        pytest.skip(str(error))
+    return smollm2_path()
 
 
 @pytest.fixture(scope="module")
 def torch_smollm2(smollm2):
-    transformers = pytest.importorskip("transformers")
     return of_transformers(smollm2), transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
 
 
@@ -244,6 +238,7 @@ def test_the_metadata_of_smollm2_alone(smollm2, tmp_path):
     assert (tmp_path / "tokenizer.gguf").stat().st_size < 2e6
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_smollm2_is_dequantised_as_transformers_does(torch_smollm2):
     """Every one of the 135M numbers is the same."""
@@ -267,6 +262,7 @@ QUESTIONS = (
 NEW_TOKENS = 32
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_smollm2_answers_as_transformers_does(torch_smollm2):

@@ -22,6 +22,7 @@ from tests.hf_checkpoints import MODELS, TINY
 models = pytest.mark.parametrize("name", MODELS)
 
 
+@pytest.mark.torch
 @models
 def test_logits_equal_transformers(name, tmp_path):
     """48 positions are three times the trained length of the scaled ones; the second row is left-padded."""
@@ -33,10 +34,12 @@ def test_logits_equal_transformers(name, tmp_path):
     np.testing.assert_allclose(found[mask], expected[mask], rtol=0, atol=1e-4)  # 2.5e-5 is the most seen
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["llama-llama3", "qwen2-yarn", "qwen3-tied"])
 @pytest.mark.filterwarnings("ignore::UserWarning")  # transformers on generation settings
 def test_64_greedy_tokens_equal_transformers(name, tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = setup.torch_model(name)
     checkpoint = open_checkpoint(setup.save(model, tmp_path))
     prompts, mask = setup.rows(40, 9, padding=4)
@@ -54,6 +57,7 @@ def test_64_greedy_tokens_equal_transformers(name, tmp_path):
     np.testing.assert_array_equal(ours, theirs.numpy()[:, prompts.shape[1] :])
 
 
+@pytest.mark.torch
 @models
 def test_shapes_are_those_of_training(name, tmp_path):
     checkpoint = open_checkpoint(setup.save(setup.torch_model(name), tmp_path))
@@ -63,6 +67,7 @@ def test_shapes_are_those_of_training(name, tmp_path):
     )
 
 
+@pytest.mark.torch
 def test_shards_are_one_model(tmp_path):
     model = setup.torch_model("qwen3")
     whole = open_checkpoint(setup.save(model, tmp_path / "whole")).load()

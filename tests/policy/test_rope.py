@@ -67,10 +67,10 @@ def test_frequencies_equal_loops(scaling, head_dim, theta):
     np.testing.assert_allclose(found, loop_frequencies(scaling, head_dim, theta), rtol=1e-13)
 
 
+@pytest.mark.torch
 @cases
 def test_frequencies_and_amplitude_equal_transformers(scaling, head_dim, theta):
-    pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import transformers
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     fields = ("low_freq_factor", "high_freq_factor", "attention_factor", "mscale", "mscale_all_dim")

@@ -1,6 +1,5 @@
 """Every task's solutions earn the full reward from its own grader, in workers, and something else earns nothing."""
 
-import pytest
 
 from salt_jax.graders.pool import GraderPool
 from salt_jax.tasks import TASKS
@@ -15,8 +14,6 @@ MBPP = {"task_id": 602, "text": "Double.", "code": "def f(x):\r\n  return 2 * x"
 
 
 def test_solutions_earn_the_full_reward(write, tmp_path, tokenizer):
-    pytest.importorskip("math_verify")
-    pytest.importorskip("reasoning_gym")
     for split in ("train", "test"):
         write(f"{split}.jsonl", [{"question": "How many?", "answer": "2 + 2 = <<2+2=4>>4\n#### 1,224"}])
     math = write("math.jsonl", [{"problem": "p", "solution": r"so $\boxed{\frac{1}{2}}$."}])

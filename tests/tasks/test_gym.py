@@ -3,14 +3,16 @@
 import dataclasses
 import fractions
 import json
+import warnings
 
 import pytest
 
 from salt_jax.tasks.gym import FORMS, make_reasoning_gym
 
-pytest.importorskip("reasoning_gym")
-from reasoning_gym.dataset import ProceduralDataset  # noqa: E402
-from reasoning_gym.factory import DATASETS  # noqa: E402
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of its own dependencies, while they are imported
+    from reasoning_gym.dataset import ProceduralDataset
+    from reasoning_gym.factory import DATASETS
 
 
 def make(tokenizer, **settings):

