@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 import multiprocessing
 import os
 import sys
@@ -30,59 +29,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.accelerator.rows import Row, Setting, one_line
+
 MEMORY_SHARE = "0.92"  # of the device that JAX takes at once: more leaves cuDNN and cuBLAS no room
 GRACE = 5.0  # seconds that a process has to end, once its stage has
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One number of a stage.
-
-    Attributes:
-      what: its name, unique in the stage.
-      value: None where there is none; ``note`` then says why.
-      unit: of the value, and of the aim.
-      aim: the most it should be, or the least where ``at_least``; None: there is no aim.
-      at_least: which of the two.
-      compile: seconds of compilation, and ``run``: of one call; None where neither is to the point.
-      note: what a reader of the table needs besides.
-    """
-
-    what: str
-    value: float | None
-    unit: str = ""
-    aim: float | None = None
-    at_least: bool = False
-    compile: float | None = None
-    run: float | None = None
-    note: str = ""
-
-    @property
-    def measured(self) -> bool:
-        """Whether there is a number.
-
-        >>> Row("speed", 2.0).measured, Row("speed", float("nan")).measured
-        (True, False)
-        """
-        return self.value is not None and math.isfinite(self.value)
-
-    @property
-    def verdict(self) -> str:
-        """'', 'yes' or 'NO': whether the aim is met.
-
-        >>> Row("error", 2.0, aim=1.0).verdict, Row("speed", 2.0, aim=1.0, at_least=True).verdict
-        ('NO', 'yes')
-        """
-        if self.aim is None or self.value is None or not math.isfinite(self.value):
-            return "" if self.aim is None else "NO"
-        return "yes" if (self.value >= self.aim if self.at_least else self.value <= self.aim) else "NO"
-
-
-class Setting(NamedTuple):
-    """What a stage is told: whether shapes are small, and the rows that have a number, by (stage, what)."""
-
-    tiny: bool
-    known: Mapping[tuple[str, str], float]
 
 
 Measure = Callable[[Setting], Iterator[Any]]  # yields rows, and once a dict: what they were measured on
@@ -153,15 +103,6 @@ def _work(stage: Stage, setting: Setting, told: Connection) -> None:
     except Exception as error:
         traceback.print_exc()
         told.send(one_line(error))
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as a cell of a table.
-
-    >>> one_line(ValueError("two\\nlines | and a bar"))
-    'ValueError: two lines / and a bar'
-    """
-    return " ".join(f"{type(error).__name__}: {error}".split()).replace("|", "/")[:300]
 
 
 def run_stage(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import arithmetic
-from experiments.accelerator.driver import Row, Setting
+from experiments.accelerator.rows import Row, Setting
 from salt_jax.tasks import CharTokenizer, Example, Task, exact_match
 from salt_jax.tasks.arithmetic import ALPHABET
 from salt_jax.tasks.arithmetic_problems import ArithmeticProblems

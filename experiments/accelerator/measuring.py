@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from experiments.accelerator.driver import Row, Setting, one_line
+from experiments.accelerator.rows import Row, Setting, one_line
 from experiments.benchmarks.salt_overhead import POLICIES
 from salt_jax.policy.layers import TransformerConfig
 

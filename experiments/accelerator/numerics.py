@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 
 from experiments.accelerator import reference
-from experiments.accelerator.driver import Row, Setting
 from experiments.accelerator.measuring import Program, compile_together, failed, fused, policy_of
+from experiments.accelerator.rows import Row, Setting
 from salt_jax import geometry, salt
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.logprobs import completion_scores

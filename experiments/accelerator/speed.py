@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.accelerator.driver import Row, Setting
 from experiments.accelerator.measuring import (
     COPY,
     GIB,
@@ -27,6 +26,7 @@ from experiments.accelerator.measuring import (
     seconds,
 )
 from experiments.accelerator.numerics import decaying_gram
+from experiments.accelerator.rows import Row, Setting
 from experiments.benchmarks import report, sampling
 from experiments.benchmarks.salt_overhead import (
     POLICIES,

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from experiments.accelerator import driver
-from experiments.accelerator.driver import Row, Setting, Stage
+from experiments.accelerator.driver import Stage
+from experiments.accelerator.rows import Row, Setting
 
 
 def good(setting: Setting) -> Iterator[Any]:
