@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -48,7 +48,6 @@ NEEDED_ARGUMENTS = {"from_pretrained": {"local_files_only": True, "trust_remote_
 # What makes code of a text: the import path of a grader, the verifier of a mixture, the file of --config.
 BY_NAME = {"importlib.import_module", "runpy.run_path", "runpy.run_module"}
 BY_NAME_ALLOWED = {"salt_jax.graders.verdict", "salt_jax.tasks.mixture", "experiments.cli"}
-WITH_EXAMPLES = ("salt_jax.salt", "salt_jax.geometry", "salt_jax.objective", "salt_jax.selection")
 
 Sources = Mapping[str, str]  # dotted module name → text; a package goes by its own name
 
@@ -195,51 +194,3 @@ def _imported_names(tree: ast.Module) -> dict[str, str]:
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
     return names
-
-
-def docstring_complaints(sources: Sources) -> list[str]:
-    """Modules, public functions and classes without a docstring; functions of the API without an example.
-
-    The API of salt, geometry and objective is what `from salt_jax import geometry` offers: the functions a package
-    takes from its files, or those of the file itself.
-    """
-    complaints = []
-    api = {target for package in WITH_EXAMPLES if package in sources for target in _offered(package, sources)}
-    for module, text in sources.items():
-        tree = ast.parse(text)
-        if ast.get_docstring(tree) is None:
-            complaints.append(f"{module} has no docstring")
-        exported = _all_names(tree)
-        private_module = module.rpartition(".")[2].startswith("_")
-        for node in tree.body:
-            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                continue
-            public = not private_module and not node.name.startswith("_")
-            if exported is not None:
-                public = node.name in exported
-            docstring = ast.get_docstring(node) or ""
-            if public and not docstring:
-                complaints.append(f"{module}.{node.name} has no docstring")
-            offered = f"{module}.{node.name}" in api and not isinstance(node, ast.ClassDef)
-            if public and docstring and offered and ">>>" not in docstring:
-                complaints.append(f"{module}.{node.name} has no example (>>>)")
-    return complaints
-
-
-def _offered(package: str, sources: Sources) -> Iterator[str]:
-    """The functions a module defines, and the names it takes from files below it, each as module.name."""
-    for node in ast.parse(sources[package]).body:
-        if isinstance(node, ast.FunctionDef):
-            yield f"{package}.{node.name}"
-        elif isinstance(node, ast.ImportFrom):
-            base = f"{package}.{node.module}" if node.level else str(node.module)
-            if base.startswith(f"{package}."):
-                yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def _all_names(tree: ast.Module) -> set[str] | None:
-    for node in tree.body:
-        targets: Iterable[ast.expr] = node.targets if isinstance(node, ast.Assign) else ()
-        if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            return set(ast.literal_eval(node.value))  # type: ignore[attr-defined]
-    return None

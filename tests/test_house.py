@@ -1,4 +1,4 @@
-"""The house rules: floors, sizes, docstrings, the lock, the commands. The rules themselves are in tests/house.py."""
+"""The house rules: floors, sizes, safety, the lock, the commands. The rules themselves are in tests/house.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import ml_collections
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -38,10 +37,6 @@ def _config_files() -> list[Path]:
 def test_no_file_outgrows_its_room():
     lengths = {path.name: len(path.read_text().splitlines()) for path in house.python_files(*CODE)}
     assert {name: length for name, length in lengths.items() if length > LIMIT} == {}
-
-
-def test_the_main_is_short():
-    assert len((REPOSITORY / "experiments" / "train.py").read_text().splitlines()) <= 60
 
 
 # --- imports ---
@@ -182,32 +177,6 @@ def test_safe_text_is_not_caught():
     assert house.unsafe_complaints({"salt_jax.tasks.task": text}) == []
 
 
-def test_public_names_have_docstrings_and_examples():
-    package = {name: text for name, text in SOURCES.items() if name.startswith("salt_jax")}
-    assert house.docstring_complaints(package) == []
-
-
-def test_missing_docstrings_are_caught():
-    functions = '"""."""\ndef f():\n    """No example."""\ndef _g(): pass\nclass C: pass'
-    sources = {
-        "salt_jax.geometry": '"""."""\nfrom salt_jax.geometry.gram import f',
-        "salt_jax.geometry.gram": functions,
-        "salt_jax.geometry.inner": '"""."""\ndef f():\n    """Not offered: needs no example."""',
-        "salt_jax.objective": '"""."""\nfrom .kl import k',
-        "salt_jax.objective.kl": '"""."""\ndef k():\n    """No example."""',
-        "salt_jax.salt": '"""."""\ndef reweight():\n    """No example."""\ndef h():\n    """>>> 1"""',
-        "salt_jax.tasks.task": '__all__ = ["_f"]\ndef _f(): pass\ndef g(): pass',
-    }
-    assert house.docstring_complaints(sources) == [
-        "salt_jax.geometry.gram.f has no example (>>>)",
-        "salt_jax.geometry.gram.C has no docstring",
-        "salt_jax.objective.kl.k has no example (>>>)",
-        "salt_jax.salt.reweight has no example (>>>)",
-        "salt_jax.tasks.task has no docstring",
-        "salt_jax.tasks.task._f has no docstring",
-    ]
-
-
 # --- configs ---
 
 
@@ -270,12 +239,6 @@ def test_the_lock_meets_every_requirement(python, platform):
     assert not {"torch", "tensorflow", "tensorflow-cpu", "tf-nightly", "keras"} & set(pins)
 
 
-def test_the_lock_holds_the_versions_for_each_python():
-    assert (_pinned("3.11")["jax"], _pinned("3.11")["flax"]) == ("0.10.2", "0.12.8")
-    for python in ("3.12", "3.13"):
-        assert tuple(map(int, _pinned(python)["jax"].split(".")[:2])) >= (0, 11)
-
-
 def test_the_installed_versions_are_the_locks():
     """What this suite runs with is what the lock says, in an environment that make made."""
     if not (Path(sys.prefix) / ".installed").exists():
@@ -285,27 +248,7 @@ def test_the_installed_versions_are_the_locks():
     assert {name: metadata.version(name) for name in names} == {name: pins[name] for name in names}
 
 
-def test_extras_are_all_there():
-    assert {"cuda", "tpu", "hf", "math", "gym", "dev"} <= set(_project()["optional-dependencies"])
-
-
 # --- commands ---
-
-
-def _recipe(target: str) -> str:
-    makefile = (REPOSITORY / "Makefile").read_text()
-    return re.search(rf"^{target}:.*\n((?:\t.*\n)*)", makefile, flags=re.MULTILINE)[0]
-
-
-def test_hooks_are_local_and_are_part_of_make_test():
-    config = yaml.safe_load((REPOSITORY / ".pre-commit-config.yaml").read_text())
-    assert {repo["repo"] for repo in config["repos"]} == {"local"}
-    for hook in config["repos"][0]["hooks"]:
-        assert hook["language"] == "system"
-        command, target = hook["entry"].split()
-        assert command == "make"
-        assert target in _recipe("lint").split("##")[0].split()
-    assert "lint" in _recipe("test").split("##")[0].split()
 
 
 @pytest.mark.parametrize(("status", "targets"), [(0, ["test", "parity"]), (3, ["test"])])
@@ -321,17 +264,6 @@ def test_ci_runs_the_tests_as_on_a_bare_machine(status, targets, tmp_path):
     assert set(rest) - {"PWD", "OLDPWD", "SHLVL", "_"} == {"HOME", "PATH"}
     assert home != os.environ.get("HOME")
     assert not Path(home).exists()
-
-
-def test_parity_has_an_environment_of_its_own_and_torch_comes_first(tmp_path):
-    venv = tmp_path / "venv"
-    run = _make("-n", "parity", f"VENV={venv}")
-    python = f"{venv}-parity/bin/python -m"
-    first, *others, tests = [line for line in run.stdout.splitlines() if line.startswith(python)]
-    (torch,) = _project()["optional-dependencies"]["bench"]
-    assert first.endswith(f" install --quiet {torch}")
-    assert any("--requirement requirements.txt" in line for line in others)
-    assert '-m "(torch or libtpu) and not slow"' in tests
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
@@ -359,12 +291,3 @@ def test_a_python_that_will_not_do_is_one_clear_line(tmp_path):
     assert run.returncode != 0
     assert run.stderr.splitlines()[0] == "error: salt-jax needs Python 3.11 or newer, and PYTHON=false is not that"
     assert not venv.exists()
-
-
-def test_clean_keeps_runs():
-    assert "runs" not in _recipe("clean").split("##")[1].split("\n", 1)[1]
-
-
-def test_train_is_the_comparison():
-    run = _make("-n", "train", "WORKDIR=somewhere")
-    assert "experiments.compare --config=configs/arithmetic.py --workdir=somewhere" in run.stdout

@@ -232,7 +232,7 @@ def measure_case(
 
 
 def targets(cases: dict[str, Any]) -> list[report.Target]:
-    """What issue 3 asks for, with what was measured."""
+    """The aims, with what was measured."""
 
     def median(case: str, row: str) -> float | None:
         spread = cases[case]["rows"][row]["seconds"] if case in cases else None

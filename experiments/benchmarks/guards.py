@@ -106,7 +106,7 @@ def measure(config: config_dict.ConfigDict, steps: int, warm_up: int) -> dict[st
 
 
 def targets(result: dict[str, Any]) -> list[report.Target]:
-    """What issue 6 asks for."""
+    """The aims."""
     return [report.Target("guarded over unguarded", result["arms"]["guarded"]["over_unguarded"]["ratio"], LIMIT)]
 
 

@@ -227,7 +227,7 @@ def updates(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def targets(result: dict[str, Any]) -> list[report.Target]:
-    """What issue 3 asks for."""
+    """The aims."""
     kind = "policy" if "update alone" in result["shapes"]["what"] else "arithmetic"
     found = [
         report.Target(f"{name} over off", result["arms"][name]["over_off"]["ratio"], limit)

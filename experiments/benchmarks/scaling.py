@@ -163,7 +163,7 @@ def forced(devices: int, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def targets(result: dict[str, Any]) -> list[report.Target]:
-    """What issue 3 asks for."""
+    """The aims."""
     words = {"seconds": "time", "bytes": "memory"}
     found = []
     for method, what, axis, limit in LIMITS:

@@ -148,7 +148,7 @@ def measure_case(observed: Observed, ranks: tuple[Sequence[int], Sequence[int]],
 
 
 def targets(cases: dict[str, Any]) -> list[report.Target]:
-    """What issue 3 asks of the default ranks, for the worst key."""
+    """The aims for the default ranks, at the worst key."""
     found = []
     for name, case in cases.items():
         v, h = case["shapes"]["V"], case["shapes"]["H"]

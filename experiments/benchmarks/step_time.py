@@ -192,7 +192,7 @@ def measure(
 
 
 def targets(result: dict[str, Any]) -> list[report.Target]:
-    """What issue 3 asks for: at most half a peer's step with SALT off, 0.65 of it with SALT on."""
+    """The aims: at most half a peer's step with SALT off, 0.65 of it with SALT on."""
     return [
         report.Target(f"ours, SALT {name}, over {peer}", measured["ours_over_peer"][name], limit)
         for peer, measured in result["peers"].items()
