@@ -18,7 +18,6 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 HOST_DEVICES = 8
 _DEVICE_FLAG = "--xla_force_host_platform_device_count"
-OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 
 _callers_xla_flags = os.environ.get("XLA_FLAGS", "")
 if _DEVICE_FLAG not in _callers_xla_flags:
@@ -28,7 +27,7 @@ if _DEVICE_FLAG not in _callers_xla_flags:
     # sampler also run as users compile them (``training_setup.compiled_as_users_do``).
     quick = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
     if metadata.version("jaxlib") < "0.11":  # a flag of these versions alone; an unknown one ends the process
-        quick.append(OLD_EMITTERS)  # they compile in a third of the time
+        quick.append("--xla_cpu_use_fusion_emitters=false")  # they compile in a third of the time
     quick = [flag for flag in quick if flag.partition("=")[0] not in _callers_xla_flags]
     os.environ["XLA_FLAGS"] = " ".join([_callers_xla_flags, *quick, f"{_DEVICE_FLAG}={HOST_DEVICES}"]).strip()
 if "SALT_JAX_TEST_COMPILATIONS" not in os.environ:  # for the tests and children that ask for it: ``subprocess_env``

@@ -28,13 +28,12 @@ from salt_jax.training import state as state_lib
 from salt_jax.training import step as step_lib
 from salt_jax.training.config import RunConfig, parse
 from salt_jax.training.reweighting import first_basis
-from tests.conftest import OLD_EMITTERS
 
 VOCAB, PAD, STOP = 12, 0, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
 # As users compile: what tests/conftest.py turns off for all other tests is on.
 DEFAULT_COMPILE: dict[str, Any] = {"xla_backend_optimization_level": 3}
-if OLD_EMITTERS in os.environ["XLA_FLAGS"]:
+if "--xla_cpu_use_fusion_emitters=false" in os.environ.get("XLA_FLAGS", ""):
     DEFAULT_COMPILE["xla_cpu_use_fusion_emitters"] = True
 OPTIMIZER = optax.sgd(1.0)
 TINY = {

@@ -49,7 +49,7 @@ def test_the_task_of_a_folders_configuration_imports_nothing_without_a_tokenizer
         {"name": "jsonl", "train": "x.jsonl", "reward": f"{module}:f"},
         {"name": "mixture", "parts": {"a": {"task": "jsonl", "train": "x.jsonl", "reward": f"{module}:f"}}},
     ):
-        run = parse(tiny_config() | {"task": task})
+        run = parse(tiny_config() | {"task": task | {"correct_from": 1.0}})
         with pytest.raises(ValueError, match="needs a model's tokenizer"):
             make_task(run, tmp_path, None)
     assert module not in sys.modules

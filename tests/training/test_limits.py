@@ -19,7 +19,8 @@ KL = {"objective.kl_coef": 0.1}
 def mixture(overrides=None):
     """The tiny configuration on two tasks at once."""
     values = tiny_config(overrides)
-    values["task"] = {"name": "mixture", "parts": {"sums": {"task": "arithmetic"}, "more": {"task": "arithmetic"}}}
+    parts = {"sums": {"task": "arithmetic"}, "more": {"task": "arithmetic"}}
+    values["task"] = {"name": "mixture", "correct_from": 1.0, "parts": parts}
     return values
 
 
