@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from salt_jax.objective.objective import loss as policy_objective
+from salt_jax.training import harvest as harvesting
 from salt_jax.training import step as step_lib
 from salt_jax.training.reweighting import first_basis
 from salt_jax.training.sharding import make_mesh
@@ -82,6 +83,25 @@ def test_microbatches_change_nothing(name, microbatches):
         np.testing.assert_allclose(parts[0].entropy_range, whole[0].entropy_range, rtol=1e-5)
     if name == SKETCH:
         np.testing.assert_allclose(parts[0].sketch_basis, whole[0].sketch_basis, atol=1e-5)
+
+
+def test_as_many_rows_as_can_share_a_prompt_stay_together():
+    sizes = [harvesting.bundle_size(tiny_run({"learner.microbatches": parts})) for parts in (1, 2, 8, 16)]
+    assert sizes == [4, 4, 2, 1]  # of 16 rows in groups of 4
+
+
+def test_a_pass_over_the_batch_holds_a_microbatch_at_a_time(monkeypatch):
+    run, seen, scores_of = tiny_run({"learner.microbatches": 8}), [], harvesting.scores_of
+
+    def watched(run, policy, params, rollouts, **options):
+        seen.append(rollouts.num_rollouts)
+        return scores_of(run, policy, params, rollouts, **options)
+
+    monkeypatch.setattr(harvesting, "scores_of", watched)
+    policy = setup.policy_and_params(run.policy)[0]
+    scores, _ = jax.eval_shape(lambda *of: harvesting.harvest(run, policy, *of), initial_state().params, rollouts())
+    assert scores.log_probs.shape == (16, 4)
+    assert set(seen) == {2}
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
