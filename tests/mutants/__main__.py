@@ -27,7 +27,7 @@ from pathlib import Path
 from tests.mutants.entries import LISTS, Mutant, mutated, places, read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT = 300  # seconds for the tests of one mutant: a loop without end is noticed, too
+LIMIT = 90  # seconds for the tests of one mutant: a loop without end is noticed, too
 NOTICED = (1, 2, None)  # pytest's exit status: a test failed, a module cannot be imported; None: time was up
 
 
@@ -46,8 +46,9 @@ def run_tests(tests: Iterable[str], root: Path, programs: Path, limit: float | N
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "SALT_JAX_TEST_COMPILATIONS": str(programs)}
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # mutants share most of what they compile
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests], cwd=root, env=env, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests], cwd=root,
+        env=env, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        start_new_session=True,
     )  # fmt: skip
     try:
         said = process.communicate(timeout=limit)[0]
