@@ -29,7 +29,7 @@ PYTHON ?= $(firstword $(foreach p,$(CANDIDATES),$(shell $(p) -c '$(NEW_ENOUGH)' 
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help train test parity slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading guards faults lock audit hooks setup torch libtpu clean
+.PHONY: help train test parity slow lint ruff mypy notebook bench gram overhead scaling sketch sampling grading guards faults mutants lock audit hooks setup torch libtpu clean
 .DEFAULT_GOAL := help
 
 help:  ## these lines
@@ -112,6 +112,9 @@ faults: $(STAMP)  ## break runs at random, a hundred kills and then every kind, 
 	JAX_COMPILATION_CACHE_DIR=$(abspath $(FAULTS))/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
 	  $(RUN) experiments.fault_campaign $(SMALL) --workdir=$(FAULTS)/kinds --trials=50 \
 	  --kinds=kill_saving,kill_evaluating,terminate,corrupt,full_disk
+
+mutants: $(STAMP)  ## break the code line by line, in WORKERS copies: do the tests notice?
+	$(RUN) tests.mutants -n $(WORKERS)
 
 hooks: $(STAMP)  ## run ruff and mypy at every git commit
 	$(RUN) pre_commit install

@@ -68,6 +68,7 @@ def decode(samples: Samples) -> list[str]:
 
 def test_decoding_uses_lengths_not_the_pad_id():
     assert decode(answer(["12", ""])) == ["12", ""]
+    assert decode(answer(["1234"]).replace(lengths=jnp.array([2]))) == ["12"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])

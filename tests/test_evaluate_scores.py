@@ -272,6 +272,10 @@ def test_sign_flip_p_value_against_all_signs(differences):
     assert sign_flip_p_value(differences) == pytest.approx(expected, abs=slack)
 
 
+def test_a_p_value_counts_the_signs_that_were_observed():
+    assert sign_flip_p_value([1.0] * 60, resamples=99) == 0.01  # no draw of 60 fair signs has them all alike
+
+
 def test_equal_sums_count_as_equal_whatever_their_rounding():
     """0.1 + 0.2 - 0.3 is not 0 in floating point: the p-value of a zero sum is 1 all the same."""
     assert sign_flip_p_value([0.1, 0.2, -0.3]) == 1.0

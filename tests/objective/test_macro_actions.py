@@ -66,6 +66,12 @@ def test_random_segments_have_the_given_lengths():
             random_segments(jax.random.key(0), mask, lengths=lengths)
 
 
+def test_random_segments_have_the_lengths_of_ma_rlhf_unless_told_otherwise():
+    mask, key = np.ones((4, 40), bool), jax.random.key(1)
+    expected = random_segments(key, mask, lengths=(1, 2, 3, 5, 10))
+    np.testing.assert_array_equal(random_segments(key, mask), expected)
+
+
 @given(log_probs=hnp.arrays(np.float32, (N, T), elements=st.integers(-4, 0)), mask=hnp.arrays(np.bool_, (N, T)))
 def test_perplexity_segments_equal_loops(log_probs, mask):
     found = np.asarray(jax.jit(perplexity_segments)(np.where(mask, log_probs, np.nan), mask))

@@ -193,6 +193,14 @@ def test_filters_run_in_their_order_and_statistics_are_of_what_counts():
     assert np.asarray(made.kept).tolist() == [True, False, False, False]
 
 
+def test_d3s_keeps_a_share_of_the_batch_after_a_number_of_each_group():
+    config = ObjectiveConfig(
+        estimator="dr_grpo", filters="d3s", d3s_rollouts_first=2, d3s_rollouts_last=2, d3s_batch=0.5
+    )
+    made = estimate(signals_of([[1.0, 0.5, 0.5, 0.0], [0.6, 0.5, 0.5, 0.4]]), 4, config)
+    assert np.asarray(made.kept).tolist() == [True, False, False, True] + [False] * 4  # half of 2 of each of 2 groups
+
+
 def test_red_drop_keeps_its_tokens_in_the_denominator():
     made = estimate(signals_of([[1.0, 0, 0, 0]]), 4, ObjectiveConfig(estimator="dr_grpo", filters="red_drop"))
     assert np.asarray(made.kept).all()

@@ -159,6 +159,19 @@ def test_rollouts_of_a_group_differ():
         assert all(len({tuple(row) for row in group}) > 1 for group in groups)
 
 
+def test_every_token_has_a_number_of_its_own():
+    """Where all tokens are equally likely, a token tells the number that drew it: two are equal 1 time in 11."""
+    params = jax.tree.map(jnp.zeros_like, policy_and_params(CONFIG)[1])
+    many = [jitted(CONFIG, SamplingConfig(T))(params, *prompts_and_mask(), jax.random.key(key)) for key in range(16)]
+    first, second, goes_on = (
+        np.reshape([np.asarray(x) for x in column], (16, B, G))
+        for column in zip(*((s.tokens[:, 0], s.tokens[:, 1], s.lengths > 1) for s in many), strict=True)
+    )
+    assert np.mean((first == second)[goes_on]) < 0.25
+    assert np.mean(first[:, 0] == first[:, 1]) < 0.25  # of two prompts
+    assert np.mean(first[:, :, 0] == first[:, :, 1]) < 0.25  # of two rollouts of one prompt
+
+
 def test_rows_that_only_pad_the_batch_change_nothing():
     policy, params = policy_and_params(CONFIG)
     prompts, mask = prompts_and_mask()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,13 @@ def test_the_plan_is_the_largest_that_fits(prompts, rollouts, shards, budget):
         for r in range(start, start + waves.rollouts)
     }  # fmt: skip
     assert len(covered) == prompts * rollouts == len(waves) * waves.prompts * waves.rollouts
+
+
+def test_a_budget_that_no_rollout_fits_is_refused_with_what_one_takes():
+    # 3 x 200,000 logits of 4 bytes are 2.3 MiB, keys and values of 8 + 6 tokens less than 0.1
+    policy = dataclasses.replace(LARGE, vocab_size=200_000)
+    with pytest.raises(ValueError, match="wave_mib = 2 is less than the 3 MiB that one rollout a device takes"):
+        plan_waves(policy, SAMPLING, prompts=2, rollouts=2, prompt_length=8, budget_mib=2)
 
 
 def test_without_a_budget_there_is_one_wave():

@@ -89,8 +89,8 @@ def test_a_vocabulary_must_fit_the_model(vocab_size, message):
 
 
 def test_a_stop_id_outside_the_vocabulary():
-    tokenizer = PretrainedTokenizer(make(), stop_ids=[99])
-    with pytest.raises(ValueError, match="stop id 99 is outside"):
+    tokenizer = PretrainedTokenizer(make(), stop_ids=[len(WORDS)])
+    with pytest.raises(ValueError, match=f"stop id {len(WORDS)} is outside"):
         check_vocabulary(tokenizer, len(WORDS), "here")
 
 

@@ -79,6 +79,16 @@ def test_broken_files_are_one_line(tmp_path, case):
     assert "\n" not in str(error.value)
 
 
+def test_lists_may_be_a_hundred_deep(tmp_path):
+    for depth in (100, 101):
+        (tmp_path / "x.jsonl").write_bytes(b'{"a": ' + b"[" * (depth - 1) + b"]" * (depth - 1) + b"}\n")
+        if depth == 100:
+            assert len(columns(tmp_path / "x.jsonl")) == 1
+        else:
+            with pytest.raises(ValueError, match="nested too deeply; allowed: 100 lists and objects in each other"):
+                columns(tmp_path / "x.jsonl")
+
+
 def test_an_empty_parquet_table(tmp_path):
     pyarrow.parquet.write_table(
         pyarrow.table({"a": pyarrow.array([], pyarrow.int64())}), tmp_path / "x.parquet"

@@ -128,6 +128,12 @@ def test_the_same_seed_gives_the_same_bits_and_another_step_others(method):
     assert np.asarray(one.sampler_log_probs).tobytes() != np.asarray(other.sampler_log_probs).tobytes()
 
 
+def test_rollouts_are_graded_by_their_own_problems_answer():
+    made = engine(way("plain"), script=Script(forever()), verifier=lambda completion, reference: float(reference))
+    rollouts = collection(made)(state_at(), 1).rollouts
+    assert np.asarray(rollouts.rewards).tolist() == [float(prompt) for prompt in prompts_of(rollouts)]
+
+
 def test_missing_rewards_are_told_once_a_grading():
     said = []
     made = engine(way("hpt"), script=Script(forever("1233")), warn=said.append)

@@ -280,6 +280,12 @@ class Keyed(Script):
         return generate
 
 
+def test_the_seed_orders_the_prompts():
+    first, second, again = (next(collection(engine({"seed": seed})).data)["ids"] for seed in (0, 1, 1))
+    assert first != second
+    assert second == again
+
+
 def test_another_data_sets_memory_is_refused():
     one = collection(engine(way("vade"), script=Keyed()))
     other = collection(engine(way("vade"), problems=examples(5), script=Keyed()))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training_setup import initial_state, largest_difference, rollouts, run_step
+from salt_jax.objective.signals import example_rollouts
+from salt_jax.training.weighing import Batch, signals_of
+from tests.training_setup import initial_state, largest_difference, rollouts, run_step, tiny_run
 
 FAMILIES = {
     "gtpo, conflicts, importance, kl_cov": {
@@ -100,3 +103,10 @@ def test_a_batch_of_which_a_filter_leaves_nothing_moves_nothing():
     assert largest_difference(new.params, initial_state().params) == 0
     assert float(seen["filtered"]) == 1
     assert np.isfinite(list(map(float, seen.values()))).all()
+
+
+def test_schedules_begin_with_the_first_step_and_end_with_the_last():
+    run, batch = tiny_run({"steps": 5}), Batch(example_rollouts([1.0]))
+    states = (initial_state().replace(step=step) for step in range(5))
+    found = [signals_of(run, state, batch, None, jax.random.key(0)).progress for state in states]
+    assert found == [0, 0.25, 0.5, 0.75, 1]

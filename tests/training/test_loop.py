@@ -133,6 +133,7 @@ def test_records_that_are_missing_are_named(finished, tmp_path):
     shutil.copytree(finished[0], folder)
     for name, step in (("metrics.jsonl", 2), ("evaluations.jsonl", 0)):
         rows = workdir.read_records(folder / name)
+        rows.append(rows[-1] | {"step": 4})  # as a run leaves it that was killed before its next checkpoint
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows if row["step"] != step))
     (folder / "summary.json").unlink()
     summary, text = train(tiny(), folder)
@@ -140,6 +141,8 @@ def test_records_that_are_missing_are_named(finished, tmp_path):
     assert "evaluations.jsonl has no evaluation before the first step" in text
     assert summary["before"] is None
     assert summary["after"]["step"] == 3
+    assert [row["step"] for row in workdir.read_records(folder / "metrics.jsonl")] == [1, 3]
+    assert [row["step"] for row in workdir.read_records(folder / "evaluations.jsonl")] == [2, 3]
 
 
 def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path, monkeypatch):

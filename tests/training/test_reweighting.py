@@ -154,9 +154,11 @@ def test_random_variants_draw_for_each_unit(variant):
     assert not np.allclose(new, salt, atol=1e-3)
     assert new[[5, 14]].tolist() == [0, 0]
     if variant != "random_projection":  # the same values within a unit, elsewhere
-        for start in (0, 8):
-            here = [i for i in range(start, start + 8) if i not in (5, 14)]
+        units = [[i for i in range(start, start + 8) if i not in (5, 14)] for start in (0, 8)]
+        for here in units:
             np.testing.assert_allclose(np.sort(new[here]), np.sort(salt[here]), atol=1e-6)
+        first, second = (np.abs(new[here][:, None] - salt[here][None]).argmin(axis=1).tolist() for here in units)
+        assert first != second  # a unit's permutation is its own
 
 
 @pytest.mark.parametrize(("scope", "size"), [("mini_batch", 16), ("group", 4), ("8", 8)])

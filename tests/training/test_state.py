@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from salt_jax.training import keys
+from salt_jax.training.collect.turn import CHOICE, SAMPLER
 from salt_jax.training.settings import OptimizerConfig
 from salt_jax.training.state import init_params, init_state, make_optimizer
 from tests import training_setup as setup
+from tests.training.collect_setup import engine, state_at
 
 PLAIN = OptimizerConfig(
     learning_rate=0.5, warmup_steps=0, schedule="constant", b1=0.9, b2=0.99, eps=1e-30, weight_decay=0.0, clip_norm=0.0
@@ -118,6 +121,15 @@ def test_keys_differ_from_step_to_step_and_from_seed_to_seed():
             key = state.replace(step=jnp.int32(step)).step_key()
             seen.add(tuple(jax.random.key_data(key).tolist()))
     assert len(seen) == 6
+
+
+def test_all_that_draws_in_a_step_has_a_key_of_its_own():
+    made, state = engine(), state_at(2)
+    streams = keys.sampling_key, keys.salt_key, keys.sketch_key, keys.estimate_key, keys.token_key
+    found = [stream(state) for stream in streams]
+    assert np.array_equal(jax.random.key_data(made.key(state, SAMPLER, None)), jax.random.key_data(found[0]))
+    found += [made.key(state, CHOICE, None), *(made.key(state, SAMPLER, draw) for draw in range(3))]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in found}) == len(found)
 
 
 def test_initial_parameters():

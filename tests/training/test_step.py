@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from salt_jax.objective.objective import loss as policy_objective
+from salt_jax.training import harvest as harvesting
 from salt_jax.training import step as step_lib
 from salt_jax.training.reweighting import first_basis
 from salt_jax.training.sharding import make_mesh
@@ -84,6 +85,25 @@ def test_microbatches_change_nothing(name, microbatches):
         np.testing.assert_allclose(parts[0].sketch_basis, whole[0].sketch_basis, atol=1e-5)
 
 
+def test_as_many_rows_as_can_share_a_prompt_stay_together():
+    sizes = [harvesting.bundle_size(tiny_run({"learner.microbatches": parts})) for parts in (1, 2, 8, 16)]
+    assert sizes == [4, 4, 2, 1]  # of 16 rows in groups of 4
+
+
+def test_a_pass_over_the_batch_holds_a_microbatch_at_a_time(monkeypatch):
+    run, seen, scores_of = tiny_run({"learner.microbatches": 8}), [], harvesting.scores_of
+
+    def watched(run, policy, params, rollouts, **options):
+        seen.append(rollouts.num_rollouts)
+        return scores_of(run, policy, params, rollouts, **options)
+
+    monkeypatch.setattr(harvesting, "scores_of", watched)
+    policy = setup.policy_and_params(run.policy)[0]
+    scores, _ = jax.eval_shape(lambda *of: harvesting.harvest(run, policy, *of), initial_state().params, rollouts())
+    assert scores.log_probs.shape == (16, 4)
+    assert set(seen) == {2}
+
+
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_ratios_of_the_first_update_are_one(microbatches):
     metrics = run_step({"learner.microbatches": microbatches})[1]
@@ -93,6 +113,13 @@ def test_ratios_of_the_first_update_are_one(microbatches):
     assert metrics["approx_kl"] <= 1e-10
     assert 0 < metrics["sampler_gap_max"] <= 1e-4
     assert metrics["sampler_gap"] <= metrics["sampler_gap_max"]
+
+
+def test_the_steps_accuracy_is_of_the_runs_threshold():
+    batch = rollouts()
+    half = batch.replace(rewards=batch.rewards.at[0].set(0.5))
+    metrics = run_step(OFF | {"task.correct_from": 0.5}, batch=half)[1]
+    assert metrics["accuracy"] == np.mean(np.asarray(half.rewards) >= 0.5)
 
 
 def reference_batch(batch):

@@ -1,0 +1,28 @@
+"""An evaluation inside a run: which keys its calls draw from."""
+
+from __future__ import annotations
+
+import itertools
+
+from salt_jax.training import judging
+from tests.training.collect_setup import Script, engine
+
+
+def keys_of_two_evaluations(monkeypatch, seed):
+    """Keys of all calls; each evaluation has two batches of four problems."""
+    made = engine({"evaluation.problems": 8, "evaluation.batch_size": 4, "evaluation.samples": 2, "seed": seed})
+    script = Script({name: itertools.repeat("1") for name in "12345678"})
+    monkeypatch.setattr(judging, "jit_sampler", lambda *_, group_size, **__: script.sampler(4, group_size, 1.0))
+    judge = judging.make_judge(made.run, made.task, made.policy, made.params, made.mesh, made.grade)
+    for _ in range(2):
+        assert [result.correct() for result in judge(None)] == [2] * 8
+    return script.keys
+
+
+def test_each_call_draws_from_a_key_of_its_own_and_each_evaluation_from_the_same(monkeypatch):
+    keys = keys_of_two_evaluations(monkeypatch, seed=0)
+    assert len(keys) == 4
+    assert keys[0] != keys[1]
+    assert keys[2:] == keys[:2]
+    other = keys_of_two_evaluations(monkeypatch, seed=1)
+    assert not any(key in keys for key in other)
