@@ -5,8 +5,8 @@ trainer and the geometry share one logits transform and none of them holds an (N
 
     z_v = ⟨h, W_v⟩ / τ        p = softmax(z)        log p_y = z_y − lse(z)        H = lse(z) − Σ_v p_v z_v
 
-Matrix products of logits follow `jax_default_matmul_precision` and accumulate in float32; a hidden state in
-bfloat16 is multiplied by the output projection in bfloat16. With a `Layout` each device takes its own tokens and
+Matrix products accumulate in float32; a hidden state in bfloat16 is multiplied by the output projection in bfloat16,
+any other in full (`products`). With a `Layout` each device takes its own tokens and
 its own part of the vocabulary, and only sums over the vocabulary, one number a token each, are exchanged.
 
 Shape letters: N tokens, H hidden size, V vocabulary, C columns of one chunk, e and S columns of a projection.
@@ -25,6 +25,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from salt_jax.layout import Layout
+from salt_jax.products import matmul
 from salt_jax.vocab_backward import pull_back
 from salt_jax.vocab_chunks import (
     Chunk,
@@ -300,9 +301,8 @@ def _forward(
 
 def _dot_signs(mass: jax.Array, rows: jax.Array, compute: Any) -> jax.Array:
     """(N, C) x (C, R): signs are exact in any dtype; the mass is as exact as the hidden states were."""
-    if jnp.dtype(compute) == jnp.bfloat16:
-        return jnp.dot(mass.astype(compute), rows.astype(compute), preferred_element_type=jnp.float32)
-    return jnp.dot(mass, rows.astype(mass.dtype), precision=lax.Precision.HIGHEST)
+    compute = compute if jnp.dtype(compute) == jnp.bfloat16 else mass.dtype
+    return matmul(mass.astype(compute), rows.astype(compute), mass.dtype)
 
 
 def _statistics_fwd(hidden: Any, lm_head: Any, targets: Any, temperature: Any, projection: Any, plan: _Plan) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.layout import Layout
+from salt_jax.products import matmul
 from salt_jax.vocab_chunks import Chunk, fold_chunks, scaled_logits
 
 
@@ -48,8 +49,8 @@ def pull_back(
         weights_HxC = chunk.weights(lm_head)
         g_NxC = logit_gradient(scaled_logits(hidden, weights_HxC, temperature), chunk)
         g_NxC = (g_NxC / temperature.astype(sums)).astype(hidden.dtype)
-        g_hidden_NxH += jnp.dot(g_NxC, weights_HxC.T, preferred_element_type=sums)
-        g_weights_HxC = jnp.dot(hidden.T, g_NxC, preferred_element_type=sums)
+        g_hidden_NxH += matmul(g_NxC, weights_HxC.T, sums)
+        g_weights_HxC = matmul(hidden.T, g_NxC, sums)
         if chunk.size == lm_head.shape[1]:
             return g_hidden_NxH, g_weights_HxC
         g_weights_HxC += chunk.weights(g_head_HxV)  # a stale column adds its zero to what is there

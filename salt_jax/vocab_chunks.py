@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from salt_jax.products import matmul
+
 Scalar = float | jax.Array
 Carry = TypeVar("Carry")
 
@@ -85,7 +87,7 @@ def scaled_logits(hidden: jax.Array, lm_head: jax.Array, temperature: Scalar = 1
     """
     # In the dtype of the hidden states (bfloat16 policies keep float32 parameters), summed in float32.
     sums = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits_NxV = jnp.dot(hidden, lm_head.astype(hidden.dtype), preferred_element_type=sums)
+    logits_NxV = matmul(hidden, lm_head.astype(hidden.dtype), sums)
     return logits_NxV / jnp.asarray(temperature, sums)
 
 

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # The five floors of the architecture: an import goes to a lower floor, or stays on its floor without a circle.
 FLOORS = {
-    "graders": 1, "tasks": 1, "rollout": 1, "geometry": 1, "vocab": 1, "layout": 1,
+    "graders": 1, "tasks": 1, "rollout": 1, "geometry": 1, "vocab": 1, "layout": 1, "products": 1,
     "policy": 2, "salt": 2, "selection": 2, "allocation": 2,
     "evaluate": 3, "objective": 3,
     "training": 4,

@@ -23,8 +23,8 @@ from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.rollout import RolloutBatch
 from salt_jax.training.state import init_params, make_policy
 
-# Bounds, with their reasons. u is the rounding of one number: 2^-24 in float32, 2^-9 in bfloat16. TF32, which a GPU
-# takes for float32 products unless it is told otherwise, has 2^-11, and cannot meet those of float32.
+# Bounds, with their reasons. u is the rounding of one number: 2^-24 in float32, 2^-9 in bfloat16. With TF32, 2^-11,
+# a GPU would miss those of float32.
 BOUNDS = {
     # Logits of size 10 as sums of 1,536 products, after two layers: some hundred u.
     "float32 log-probs": 1e-4,  # nats, the largest error
@@ -32,7 +32,9 @@ BOUNDS = {
     # About ten roundings on the way to h, and those of h and W: √10 · u · 3, the standard deviation of a logit; twice.
     "bfloat16 log-probs": 4e-2,  # nats, root mean square
     "bfloat16 gradient": 5e-2,  # the same on the way back
-    "fused": 1.25,  # a fused kernel rounds no more than `segments`: its error over that one's
+    # A fused kernel's forward pass rounds no more than `segments`: its error in log-probs over that one's. Its gradient
+    # does: it takes ⟨∂O, O⟩ from an O that was rounded, `segments` from one that was not (docs/accelerators.md).
+    "fused": 1.25,
     "float32 Gram": 2e-5,  # ‖error‖_F / ‖K‖_F: some hundred u
     "bfloat16 Gram": 1e-2,  # residuals and features are rounded to bfloat16, products summed in float32
     "sketch": 2e-2,  # of the participation ratio: what experiments/benchmarks/sketch_error.py asks of the sketch
@@ -42,7 +44,6 @@ BOUNDS = {
 }
 GROUP = 2
 ADVANTAGES = np.array([1.0, -0.5, 0.75, -1.0])
-FULL = "products in full"  # jax_default_matmul_precision = 'highest'
 
 
 def numerics(setting: Setting) -> Iterator[Row]:
@@ -96,12 +97,9 @@ class _Scene:
         self.prompt_mask = np.arange(unit)[None] >= unit - np.array(self.prompts)[:, None]
         self.mask = np.arange(unit)[None] < np.array(self.completions)[:, None]
         self.ways = {
-            f"{dtype}, {attention}" + (f", {FULL}" if full else ""): (dtype, attention, full)
-            for dtype, attention, full in (
-                ("bfloat16", "segments", False), ("bfloat16", fused(), False), ("float32", "segments", False),
-                ("float32", "segments", True),
-            )
-        }  # fmt: skip
+            f"{dtype}, {attention}": (dtype, attention)
+            for dtype, attention in (("bfloat16", "segments"), ("bfloat16", fused()), ("float32", "segments"))
+        }
 
     def lowerings(self, params: Any) -> dict[str, Any]:
         """The sampler, and log-probs with the loss's gradient in each way."""
@@ -115,9 +113,8 @@ class _Scene:
 
         tokens = jax.ShapeDtypeStruct(self.mask.shape, jnp.int32)
 
-        def lower(dtype: str, attention: str, full: bool) -> Any:
-            with jax.default_matmul_precision("highest" if full else None):
-                return jax.jit(functools.partial(self._scored, dtype, attention)).lower(params, tokens)
+        def lower(dtype: str, attention: str) -> Any:
+            return jax.jit(functools.partial(self._scored, dtype, attention)).lower(params, tokens)
 
         ways = {name: functools.partial(lower, *way) for name, way in self.ways.items()}
         return {"sampler": lambda: jax.jit(draw).lower(params)} | ways
@@ -160,7 +157,7 @@ class _Scene:
         norm = jnp.linalg.norm
         distance = jax.jit(functools.partial(jax.tree.map, lambda x, y: norm(x - y) / norm(y)))
         plain: dict[str, float] = {}
-        for name, (dtype, attention, _) in self.ways.items():
+        for name, (dtype, attention) in self.ways.items():
             try:
                 found_grads, found = programs[name](params, jnp.asarray(drawn.tokens))
                 found = np.asarray(found, np.float64)[self.mask]
@@ -176,7 +173,8 @@ class _Scene:
                 kind = f"{dtype} {what}"
                 if attention == "segments":
                     plain.setdefault(kind, value)
-                aim = BOUNDS[kind] if attention == "segments" else BOUNDS["fused"] * plain.get(kind, BOUNDS[kind])
+                fused_forward = attention != "segments" and what == "log-probs"
+                aim = BOUNDS["fused"] * plain.get(kind, BOUNDS[kind]) if fused_forward else BOUNDS[kind]
                 unit = "" if what == "gradient" else "nats, rms" if dtype == "bfloat16" else "nats, largest"
                 note = jax.tree_util.keystr(path, simple=True, separator="/") if what == "gradient" else ""
                 yield Row(f"{what}, {name}", value, unit, aim, compile=programs[name].seconds, note=note)
@@ -208,8 +206,6 @@ class _Grams:
                 "taken token": geometry.taken_token_gram(hidden, *rest, route="features"),
                 "sketch": geometry.sketch_gram(geometry.lm_head_sketch(hidden, *rest, jax.random.key(2))),
             }
-            with jax.default_matmul_precision("highest"):
-                found[f"float32, {FULL}"] = exact(hidden, *rest)
             a = jnp.asarray(self.advantages, jnp.float32)
             return {name: (k, salt.reweight(k, a, salt.SaltConfig())) for name, k in found.items()}
 

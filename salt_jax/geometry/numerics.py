@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from salt_jax.products import matmul
+
 LOWEST_EXPONENT, HIGHEST_EXPONENT = -120, 128
 """Rescaling stays inside the normal float32 range."""
 
@@ -24,22 +26,13 @@ def safe_ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
 
 
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b in full float32, also on accelerators whose default is less.
-
-    >>> matmul(jnp.eye(2), jnp.array([1.0, 2.0])).tolist()
-    [1.0, 2.0]
-    """
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
 def quadratic_form(gram: jax.Array, vector: jax.Array) -> jax.Array:
     """max(0, xᵀKx): gram (m, m), vector (m,) -> scalar; rounding cannot make it negative.
 
     >>> float(quadratic_form(jnp.eye(2), jnp.array([1.0, 2.0])))
     5.0
     """
-    return jnp.maximum(jnp.dot(vector, matmul(gram, vector), precision=lax.Precision.HIGHEST), 0.0)
+    return jnp.maximum(matmul(vector, matmul(gram, vector)), 0.0)
 
 
 def power_of_two_exponent(values: jax.Array) -> jax.Array:

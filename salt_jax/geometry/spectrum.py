@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from salt_jax.geometry.numerics import (
-    matmul,
     normalized,
     normalized_vector,
     power_of_two_scaled,
@@ -30,6 +29,7 @@ from salt_jax.geometry.numerics import (
     sqrt_scaled,
     times_power_of_two,
 )
+from salt_jax.products import matmul
 
 
 def participation_ratio(gram: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+
+from salt_jax.products import precision
 
 BUDGETS = {"cpu": 16 * 2**20}
 """Bytes of working memory where the caller names none: on a CPU what its products can keep near its caches,
@@ -167,10 +168,9 @@ def product_dtype(hidden: jax.Array, accumulation_dtype: Any) -> tuple[Any, Any]
     >>> product_dtype(jnp.zeros(1, jnp.bfloat16), jnp.float32)[0] == jnp.bfloat16
     True
     """
-    if hidden.dtype == jnp.bfloat16 and accumulation_dtype == jnp.float32:
-        return jnp.dtype(jnp.bfloat16), lax.Precision.DEFAULT
-    # The geometry is made of small differences: full products on accelerators too.
-    return accumulation_dtype, lax.Precision.HIGHEST
+    narrow = hidden.dtype == jnp.bfloat16 and accumulation_dtype == jnp.float32
+    dtype = jnp.dtype(jnp.bfloat16) if narrow else accumulation_dtype
+    return dtype, precision(dtype)
 
 
 def check_accumulation(dtype: Any) -> Any:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import sequential_vmap
 
-from salt_jax.geometry.numerics import matmul, presence, safe_ratio
+from salt_jax.geometry.numerics import presence, safe_ratio
 from salt_jax.geometry.spectrum import (
     Spectrum,
     dominant_projection,
@@ -30,6 +30,7 @@ from salt_jax.geometry.spectrum import (
     relative_eigengap,
     spectrum,
 )
+from salt_jax.products import matmul
 
 EIGEN = ("auto", "full", "iterative")
 """How the dominant subspace is found; 'auto' is 'full' up to FULL_UP_TO rollouts, 'iterative' above."""

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.geometry.numerics import (
-    matmul,
     normalized,
     normalized_vector,
     presence,
@@ -21,6 +20,7 @@ from salt_jax.geometry.spectrum import (
     participation_ratio,
     positive_alignment,
 )
+from salt_jax.products import matmul
 
 NAMES = ("participation_ratio", "n_eff", "positive_alignment")
 
@@ -65,7 +65,7 @@ def geometry_summary(
     present_m = presence(gram, valid)
     count = present_m.sum()
     diagonal_m = jnp.diagonal(gram_mxm)
-    square = jnp.maximum(jnp.vdot(weights_m, matmul(gram_mxm, weights_m)), 0.0)
+    square = jnp.maximum(matmul(weights_m, matmul(gram_mxm, weights_m)), 0.0)
     summary = {"update_norm": safe_ratio(times_power_of_two(sqrt_scaled(square, exponent), shift), count)}
     valid_BxG = present_m.reshape(groups, group_size)
     weights_BxG = weights_m.reshape(groups, group_size)
@@ -109,8 +109,8 @@ def geometry_summary(
         new_m, new_shift = normalized_vector(reweighted, gram, valid)
         moved_m, moved_shift = normalized_vector(reweighted - coefficients, gram, valid)
         images_mx2 = matmul(gram_mxm, jnp.stack([new_m, moved_m], axis=1))
-        new_square = jnp.maximum(jnp.vdot(new_m, images_mx2[:, 0]), 0.0)
-        moved_square = jnp.maximum(jnp.vdot(moved_m, images_mx2[:, 1]), 0.0)
+        new_square = jnp.maximum(matmul(new_m, images_mx2[:, 0]), 0.0)
+        moved_square = jnp.maximum(matmul(moved_m, images_mx2[:, 1]), 0.0)
         deviation = safe_ratio(jnp.sqrt(moved_square), jnp.sqrt(square))
         summary |= {
             "n_eff_after": safe_ratio(new_square, jnp.sum(new_m**2 * diagonal_m)),

@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from salt_jax.products import einsum, precision
+
 Array = jax.Array
 MASKED = -1e30  # finite, so that a row without any key gives a uniform softmax instead of NaN
 BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"  # of the mesh, as training/sharding.py names them
@@ -43,14 +45,14 @@ def attend(scores_and_values: list[tuple[Array, Array, str]], dtype: Any) -> Arr
     for scores, values, equation in scores_and_values:
         weights = jnp.exp(scores - top)
         part_sum = jnp.sum(weights, axis=-1, keepdims=True)
-        part = jnp.einsum(equation, weights.astype(dtype), values, preferred_element_type=jnp.float32)
+        part = einsum(equation, weights.astype(dtype), values, jnp.float32)
         total, out = total + part_sum, out + part
     return (out / total).astype(dtype)
 
 
 def prompt_segment(keys: str, values: str, q: Array, prompt_kv: Any, mask: Array) -> tuple[Array, Array, str]:
     """The prompt as a segment for ``attend``; ``keys`` and ``values`` are the einsums of its two products."""
-    scores = jnp.einsum(keys, q, prompt_kv[0], preferred_element_type=jnp.float32)
+    scores = einsum(keys, q, prompt_kv[0], jnp.float32)
     allowed = jnp.reshape(mask, (mask.shape[0],) + (1,) * (scores.ndim - 2) + (mask.shape[1],))
     return jnp.where(allowed, scores, MASKED), prompt_kv[1], values
 
@@ -64,9 +66,9 @@ def segments(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh:
     causal = jnp.tril(jnp.ones((length, length), bool))
     if prompt_kv is None:
         allowed = causal[None, None, :, None, :] & mask[:, None, None, None, :]  # (B, 1, P, 1, P)
-        scores = jnp.einsum("bktrc,bkuc->bktru", q, k, preferred_element_type=jnp.float32)
+        scores = einsum("bktrc,bkuc->bktru", q, k, jnp.float32)
         return attend([(jnp.where(allowed, scores, MASKED), v, "bktru,bkuc->bktrc")], q.dtype)
-    own = jnp.einsum("bkgtrc,bkguc->bkgtru", q, k, preferred_element_type=jnp.float32)
+    own = einsum("bkgtrc,bkguc->bkgtru", q, k, jnp.float32)
     return attend(
         [
             prompt_segment("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, mask),
@@ -128,10 +130,11 @@ def dot_product(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, me
         return jnp.take_along_axis(x, index[:, :, None, None], axis=1)
 
     lengths = jnp.maximum(keys - padding, 1)  # a row of padding alone must not be empty
-    out = jax.nn.dot_product_attention(
-        *(turn(x, padding) for x in (q, k, v)), scale=1.0, is_causal=True, implementation=implementation,
-        query_seq_lengths=lengths, key_value_seq_lengths=lengths,
-    )  # fmt: skip
+    with jax.default_matmul_precision(precision(q.dtype).name.lower()):  # it has no argument for that
+        out = jax.nn.dot_product_attention(
+            *(turn(x, padding) for x in (q, k, v)), scale=1.0, is_causal=True, implementation=implementation,
+            query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+        )  # fmt: skip
     out = turn(out, -padding)[:, keys - queries :]
     out = jnp.where(real[:, keys - queries :, None, None], out, 0)  # padding: whatever the kernel left there
     return from_rows(jnp.swapaxes(out, 1, 2), asked)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from salt_jax.policy.attention import ATTENTION
 from salt_jax.policy.rope import RopeScaling
+from salt_jax.products import matmul
 
 Array = jax.Array
 
@@ -184,7 +185,7 @@ class Block(nnx.Module):
         """Rotated q (M, heads, C), k and v (M, K, C); q carries the 1/sqrt(C) of attention."""
         cfg, dtype = self.config, x_MxD.dtype
         h = rms_norm(x_MxD, self.attention_norm[...], cfg.rms_norm_eps)
-        q, k, v = (h @ w[...].astype(dtype) for w in (self.q, self.k, self.v))
+        q, k, v = (matmul(h, w[...].astype(dtype)) for w in (self.q, self.k, self.v))
         if cfg.qkv_bias:
             q, k, v = (
                 y + b[...].astype(dtype)[None] for y, b in ((q, self.q_bias), (k, self.k_bias), (v, self.v_bias))
@@ -198,10 +199,10 @@ class Block(nnx.Module):
     def finish(self, x_MxD: Array, attended_MxQ: Array) -> Array:
         """Adds the attention output and the feed-forward layer to the residual stream."""
         dtype = x_MxD.dtype
-        x = x_MxD + attended_MxQ @ self.o[...].astype(dtype)
+        x = x_MxD + matmul(attended_MxQ, self.o[...].astype(dtype))
         h = rms_norm(x, self.mlp_norm[...], self.config.rms_norm_eps)
-        h = jax.nn.silu(h @ self.gate[...].astype(dtype)) * (h @ self.up[...].astype(dtype))
-        return x + h @ self.down[...].astype(dtype)
+        h = jax.nn.silu(matmul(h, self.gate[...].astype(dtype))) * matmul(h, self.up[...].astype(dtype))
+        return x + matmul(h, self.down[...].astype(dtype))
 
 
 def split_heads(x: Array, lead: tuple[int, ...], num_kv_heads: int, *, query: bool) -> Array:

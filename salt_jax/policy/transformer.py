@@ -29,6 +29,7 @@ from salt_jax.policy.layers import (
     split_heads,
 )
 from salt_jax.policy.rope import rope_table
+from salt_jax.products import einsum
 
 Array = jax.Array
 
@@ -166,9 +167,7 @@ class Decoder(nnx.Module):
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
         hidden, _ = self.prefill(tokens, mask)
-        return jnp.einsum(
-            "bsd,dv->bsv", hidden, self.lm_head.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        return einsum("bsd,dv->bsv", hidden, self.lm_head.astype(hidden.dtype), jnp.float32)
 
     def completion_hidden(self, prompts: Array, prompt_mask: Array, completions: Array) -> Array:
         """Hidden states that predict each completion token; the prompt is processed once per group.
@@ -255,7 +254,7 @@ class Decoder(nnx.Module):
             q = split_heads(q, (batch, group), cfg.num_kv_heads, query=True).astype(stored)  # (B, K, G, R, C)
             k, v = (split_heads(y, (batch, group), cfg.num_kv_heads, query=False).astype(stored) for y in (k, v))
             keys, values = write(0, k[..., None], (0, step)), write(1, v[:, :, :, None], (step, 0))
-            own = jnp.einsum("bkgrc,bkgcu->bkgru", q, keys, preferred_element_type=jnp.float32)
+            own = einsum("bkgrc,bkgcu->bkgru", q, keys, jnp.float32)
             seen = (jnp.arange(keys.shape[4]) <= step)[None, None, None, None]
             prompt = prompt_segment("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
             out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], stored)

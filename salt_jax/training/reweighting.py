@@ -13,6 +13,7 @@ from flax import nnx
 from salt_jax import geometry, salt
 from salt_jax.layout import Layout
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
+from salt_jax.products import matmul
 from salt_jax.rollout import RolloutBatch, bundle, succeeded
 from salt_jax.training.settings import RunConfig
 
@@ -186,7 +187,7 @@ def _observe_and_reweight(
     metrics |= {
         "salt/not_ok": jnp.sum(~out.ok),  # units with nothing to reweight (no gradient at all)
         "salt/eigh_fallback": jnp.sum(out.fallback),  # units whose iterated eigenvectors were refused
-        "salt/cosine": jnp.where(norms > 0, jnp.vdot(new, advantages) / jnp.where(norms > 0, norms, 1.0), 0.0),
+        "salt/cosine": jnp.where(norms > 0, matmul(new, advantages) / jnp.where(norms > 0, norms, 1.0), 0.0),
     }
     summary = geometry.geometry_summary(gram, advantages, group_size=group_size, valid=valid, reweighted=new)
     for name, value in summary.items():

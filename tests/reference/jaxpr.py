@@ -19,9 +19,14 @@ def shapes(jaxpr: Any) -> Iterator[tuple[int, ...]]:
 
 def outputs(jaxpr: Any) -> Iterator[Any]:
     """Abstract values, with shape and dtype, of the same."""
+    return (variable.aval for equation in equations(jaxpr) for variable in equation.outvars)
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """Every equation of this jaxpr and of those nested in its parameters."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield from (variable.aval for variable in equation.outvars)
+        yield equation
         for parameter in equation.params.values():
             for inner in parameter if isinstance(parameter, (tuple, list)) else (parameter,):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
-                    yield from outputs(inner)
+                    yield from equations(inner)
