@@ -21,6 +21,7 @@ PAIRS_BUDGET = 128 * 2**20  # products of token pairs need no cache to be fast
 
 ROUTES = ("auto", "features", "pairs")
 BLOCKS = 4  # row blocks of a symmetric product: (1 + 1/4) / 2 of the full product's work
+WHOLE_ON = ("gpu",)  # never in blocks: cuBLAS gives a tall block few of the processors (docs/accelerators.md)
 LEAST_ROWS = 128  # fewer rows are one block: small products waste more than symmetry saves
 LANES = 128  # columns of a chunk come in multiples of this where there are as many
 
@@ -52,7 +53,7 @@ def plan(
       route: 'features', 'pairs', or 'auto': pairs where they are cheaper and fit the budget.
       chunk_size: vocabulary columns held at once; None: as many as fit the budget.
       memory_budget: bytes; None: of `BUDGETS`, or as much as 128 columns need.
-      platform: 'cpu', 'gpu', 'tpu'; for the default budget.
+      platform: 'cpu', 'gpu', 'tpu'; for the default budget, and whether symmetric products are made in blocks.
       total_rows: rollouts on all devices; None: m. More than m excludes pairs, which would gather every token.
 
     Raises:
@@ -68,11 +69,11 @@ def plan(
     if route == "pairs" and split:
         raise ValueError(f"route 'pairs' needs all {total_rows} rollouts on one device, this layout has {m} there")
     # Inner products of tokens, and as many again for a moment when they meet those of the hidden states.
-    kept = _symmetric_share(n) * 4 * n * n * 1.5
+    kept = _symmetric_share(n, platform) * 4 * n * n * 1.5
     if route == "auto":
-        share = _symmetric_share(total_rows or m)
+        share = _symmetric_share(total_rows or m, platform)
         features = n * v * h + share * m * (total_rows or m) * v * h
-        cheaper = _symmetric_share(n) * n * n * (v + h) < features
+        cheaper = _symmetric_share(n, platform) * n * n * (v + h) < features
         most = PAIRS_BUDGET if memory_budget is None else memory_budget / 2
         route = "pairs" if cheaper and not split and kept <= most else "features"
     # Residuals of a block are kept no larger than the features: long completions go in smaller blocks.
@@ -106,8 +107,9 @@ def _divisor(whole: int, most: int) -> int:
     return next(d for d in range(min(whole, most), 0, -1) if whole % d == 0)
 
 
-def _symmetric_share(rows: int) -> float:
-    return (1 + 1 / BLOCKS) / 2 if rows >= LEAST_ROWS and rows % BLOCKS == 0 else 1.0
+def _symmetric_share(rows: int, platform: str) -> float:
+    in_blocks = rows >= LEAST_ROWS and rows % BLOCKS == 0 and platform not in WHOLE_ON
+    return (1 + 1 / BLOCKS) / 2 if in_blocks else 1.0
 
 
 class Lower(NamedTuple):
@@ -122,7 +124,7 @@ class Lower(NamedTuple):
         >>> [row.shape for row in Lower.zeros(256).rows]
         [(64, 64), (64, 128), (64, 192), (64, 256)]
         """
-        parts = BLOCKS if _symmetric_share(n) < 1 else 1
+        parts = BLOCKS if _symmetric_share(n, jax.default_backend()) < 1 else 1
         return cls(tuple(jnp.zeros((n // parts, (i + 1) * (n // parts)), dtype) for i in range(parts)))
 
     def add_product(self, x: jax.Array, precision: Any) -> Lower:

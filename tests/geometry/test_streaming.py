@@ -84,6 +84,14 @@ def test_symmetric_products_equal_whole_ones(n):
     assert len(lower.rows) == (4 if n >= 128 and n % 4 == 0 else 1)
 
 
+def test_on_a_gpu_a_symmetric_product_is_whole(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = np.random.default_rng(0).normal(size=(256, 3)).astype(np.float32)
+    product = streaming.Lower.zeros(256).add_product(jnp.asarray(x), None)
+    assert [row.shape for row in product.rows] == [(256, 256)]
+    np.testing.assert_allclose(product.full(), x.astype(float) @ x.T.astype(float), atol=1e-5)
+
+
 def test_sums_over_blocks():
     m, t = 64, 3
     rng = np.random.default_rng(0)
