@@ -336,7 +336,7 @@ def test_matched_random_follows_the_ranking_of_the_random_residual():
 # jit, vmap, differentiation, wild inputs.
 
 
-@pytest.mark.parametrize("variant", salt.VARIANTS)
+@pytest.mark.parametrize("variant", ["salt", "matched_random", "scaled", "entropy_alpha", "update_norm_matched"])
 def test_vmap_equals_one_at_a_time(variant):
     examples = [example(seed) for seed in (0, 1)]
     grams = jnp.asarray(np.stack([geometry_reference.gram(rows) for rows, _, _ in examples]), jnp.float32)
