@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -30,21 +31,18 @@ if _DEVICE_FLAG not in _callers_xla_flags:
         quick.append("--xla_cpu_use_fusion_emitters=false")  # they compile in a third of the time
     quick = [flag for flag in quick if flag.partition("=")[0] not in _callers_xla_flags]
     os.environ["XLA_FLAGS"] = " ".join([_callers_xla_flags, *quick, f"{_DEVICE_FLAG}={HOST_DEVICES}"]).strip()
-if "SALT_JAX_TEST_COMPILATIONS" not in os.environ:  # for the tests and children that ask for it: ``subprocess_env``
-    os.environ["SALT_JAX_TEST_COMPILATIONS"] = tempfile.mkdtemp(prefix="salt-jax-tests-")
-    atexit.register(shutil.rmtree, os.environ["SALT_JAX_TEST_COMPILATIONS"], ignore_errors=True)
-COMPILATIONS = {  # what one of them has compiled, no other compiles again; storing it costs time where nobody does
-    "JAX_COMPILATION_CACHE_DIR": os.environ["SALT_JAX_TEST_COMPILATIONS"],
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-}
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # what a worker or a child has compiled, no other compiles again
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="salt-jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
+gc.set_threshold(100_000, 50, 100)  # tracing makes millions of objects, and hardly a circle
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 hypothesis.settings.register_profile("salt", derandomize=True, deadline=None, max_examples=25, database=None)
@@ -81,24 +79,13 @@ def forgotten_programs() -> Iterator[None]:
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def shared_compilations() -> Iterator[None]:
-    """A module that runs the same programs again and again loads them from what it compiled first."""
-    jax.config.update("jax_compilation_cache_dir", COMPILATIONS["JAX_COMPILATION_CACHE_DIR"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
-
-
 @pytest.fixture(scope="session")
 def subprocess_env() -> dict[str, str]:
     """The environment for a process that a test starts from the repository's root: one device, as users have.
 
     Shared by all tests: extend it with `subprocess_env | {...}`.
     """
-    env = dict(os.environ) | COMPILATIONS
+    env = dict(os.environ)
     flags = [flag for flag in env["XLA_FLAGS"].split() if not flag.startswith(_DEVICE_FLAG)]
     env["XLA_FLAGS"] = " ".join(flags)
     # The Makefile's own variables, and what pytest and pytest-xdist tell their workers, are not for children.

@@ -77,7 +77,7 @@ REFUSED = [
 
 
 # Each starts Python and JAX, five seconds; what is refused, and how it is worded, test_config.py holds in one process.
-QUICK = {"unknown-key", "prompt-too-long", "devices", "subset", "stray-argument"}
+QUICK = {"unknown-key", "devices", "stray-argument"}
 
 
 @pytest.mark.parametrize(

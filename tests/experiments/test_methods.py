@@ -61,7 +61,6 @@ def quick(name: str):
     return c
 
 
-@pytest.mark.usefixtures("shared_compilations")
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) for name in forms.METHODS]
 )

@@ -26,7 +26,6 @@ from salt_jax.training.state import init_state, make_optimizer
 from salt_jax.training.step import jit_train_step
 from tests import training_setup as setup
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 CONFIG = {"salt.enabled": False, "learner.minibatches": 2, "steps": 9}
 STEP = 5
 

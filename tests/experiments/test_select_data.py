@@ -24,7 +24,6 @@ from tests.reference.selection import loop_spice
 
 RESPONSES = ("one", "two", "two plus one", "one", "one plus two", "two two")
 PROMPTS = ("one plus one ?", "one", "two ?", "two plus two ?", "?", "one one")  # the tokenizer cuts at spaces alone
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 ID_OF = {word: i for i, word in enumerate(WORDS)}
 
 

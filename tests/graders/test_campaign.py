@@ -1,4 +1,4 @@
-"""A thousand items, a fifth of which hang, kill their worker or try to break out: every other verdict is right."""
+"""Hundreds of items, a fifth of which hang, kill their worker or try to break out: every other verdict is right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 from salt_jax.graders import Grader, GraderPool, confine
 from tests.graders.test_pool import alive, descriptors
 
-ITEMS, HANG, KILL, ESCAPE = 1000, 100, 50, 50
 DEADLINE, WORKERS = 1.0, 12
 REFERENCE = json.dumps({"tests": ["assert f(1) == 2"]})
 ESCAPES = (
@@ -26,14 +25,16 @@ ESCAPES = (
 
 
 @pytest.mark.skipif(bool(confine.missing()), reason=f"this machine lacks {confine.missing()}")
-def test_a_thousand_items(tmp_path, monkeypatch):
+@pytest.mark.parametrize("items", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_so_many_items(items, tmp_path, monkeypatch):
+    hang, kill, escape = items // 10, items // 20, items // 20
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     outside = tmp_path / "outside"
     outside.mkdir()
-    kinds = ["hang"] * HANG + ["kill"] * (KILL // 2) + ["exit"] * (KILL // 2) + ["escape"] * ESCAPE
-    kinds += [("right", "wrong")[i % 3 == 0] for i in range(ITEMS - len(kinds))]
-    order = np.random.default_rng(0).permutation(ITEMS)
+    kinds = ["hang"] * hang + ["kill"] * (kill // 2) + ["exit"] * (kill // 2) + ["escape"] * escape
+    kinds += [("right", "wrong")[i % 3 == 0] for i in range(items - len(kinds))]
+    order = np.random.default_rng(0).permutation(items)
     kinds = [kinds[i] for i in order]
     completions = []
     for i, kind in enumerate(kinds):
@@ -47,12 +48,12 @@ def test_a_thousand_items(tmp_path, monkeypatch):
 
     before = descriptors()
     with GraderPool(Grader("tests.graders.misbehaving:program"), workers=WORKERS, deadline=DEADLINE) as pool:
-        grades = pool.grade(completions, [REFERENCE] * ITEMS)
+        grades = pool.grade(completions, [REFERENCE] * items)
         pids = [worker.process.pid for worker in pool._workers]
     np.testing.assert_array_equal(grades.rewards, expected)
     np.testing.assert_array_equal(grades.rewarded, np.isfinite(expected))
-    assert grades.errors.count == HANG + KILL
-    assert pool.restarts == HANG + KILL, "one worker for each, and none for what is confined"
+    assert grades.errors.count == hang + kill
+    assert pool.restarts == hang + kill, "one worker for each, and none for what is confined"
     assert os.listdir(outside) == []
     assert descriptors() == before
     assert not any(map(alive, pids))

@@ -43,7 +43,7 @@ def copy_checkout(to: Path) -> None:
 
 def run_tests(tests: Iterable[str], root: Path, programs: Path, limit: float | None = None) -> tuple[int | None, str]:
     """Pytest's exit status, None where time was up; and what it printed."""
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "SALT_JAX_TEST_COMPILATIONS": str(programs)}
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs)}
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"  # mutants share most of what they compile
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests], cwd=root,

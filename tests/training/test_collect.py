@@ -30,7 +30,6 @@ from tests.training.collect_setup import (
 )
 from tests.training_setup import same_bits, tiny_run
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 GIVEN = {"objective.estimator": "given_baseline"}
 NEEDS = {  # what a method needs besides its name
     "reinforce_ada": GIVEN, "reinforce_ada_est": GIVEN, "gvm": {"objective.estimator": "raft"},

@@ -34,8 +34,6 @@ from tests.training.collect_setup import (
 from tests.training.test_collect import forever, way
 from tests.training_setup import call, same_bits, tiny_run
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
-
 
 def first_letters(texts):
     """A cluster function that a configuration can name."""

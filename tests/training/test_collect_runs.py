@@ -16,7 +16,6 @@ from salt_jax.training.collect import COLLECTORS, Collection, CollectionError
 from salt_jax.training.config import ConfigError
 from tests.training.test_loop import final_params
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 STEPS = 4
 TIMINGS = {"seconds", "tokens_per_second", "grading_seconds"}
 SETTINGS = {

@@ -136,9 +136,16 @@ class ByHand:
 
     def step(self, config: ObjectiveConfig, with_salt: bool) -> Any:
         """The parameters after one step of gradient descent."""
-        state, scores, rollouts = self.state, self.scores, self.rollouts
+        part = jax.jit(functools.partial(self.derivatives, config, with_salt), compiler_options=FAST_COMPILE)
+        gradient = self.transpose(self.state.params, part(self.state, self.scores, self.rollouts, self.reference))
+        return jax.tree.map(lambda p, g: p - 0.1 * g, self.state.params, gradient)
+
+    def derivatives(
+        self, config: ObjectiveConfig, with_salt: bool, state: Any, scores: Any, rollouts: Any, reference: Any
+    ) -> Any:
+        """Of the loss, in the log-probs and in the mass of the likely tokens."""
         signals = Signals(
-            rollouts, log_probs=scores.log_probs, ref_log_probs=self.reference, entropy=scores.entropy,
+            rollouts, log_probs=scores.log_probs, ref_log_probs=reference, entropy=scores.entropy,
             log_proxy=scores.log_proxy, key=estimate_key(state), progress=0.0,
         )  # fmt: skip
         made = objective.estimate(signals, SIZE, config)
@@ -159,14 +166,12 @@ class ByHand:
         def mean_loss(log_probs: Any, kept_log_mass: Any) -> Any:
             total, denominator, _ = objective.loss(
                 log_probs, scores.log_probs, a, mask, config, entropy=scores.entropy, valid=counted, choices=choices,
-                ref_log_probs=self.reference if config.kl_coef else None, segments=rollouts.extra["segments"],
+                ref_log_probs=reference if config.kl_coef else None, segments=rollouts.extra["segments"],
                 kept_log_mass=kept_log_mass if config.surrogate == "lp_reg" else None,
             )
             return total / jnp.maximum(denominator, 1)
 
-        of = jax.grad(mean_loss, argnums=(0, 1))(scores.log_probs, scores.kept_log_mass)
-        gradient = self.transpose(state.params, of)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+        return jax.grad(mean_loss, argnums=(0, 1))(scores.log_probs, scores.kept_log_mass)
 
 
 @pytest.fixture(scope="module")

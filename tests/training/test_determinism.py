@@ -15,7 +15,6 @@ from configs import arithmetic
 from salt_jax.training import loop, workdir
 from tests import training_setup as setup
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 STEPS = 3
 TIMINGS = {"seconds", "tokens_per_second", "grading_seconds"}
 RECORDS = (workdir.METRICS, workdir.EVALUATIONS, workdir.WARM_START)

@@ -91,12 +91,6 @@ def test_salt_does_not_see_demonstrations_nor_rows_that_a_filter_silenced():
     assert largest_difference(one[0].params, two[0].params) < 1e-5
 
 
-def test_token_advantages_under_salt_are_said_to_be_collapsed():
-    _, seen = run_step(FAMILIES["reinforce_pp, kl in the reward, d3s tokens, lp_reg"])
-    assert float(seen["salt/collapsed"]) == 1
-    assert float(run_step()[1]["salt/collapsed"]) == 0
-
-
 def test_a_batch_of_which_a_filter_leaves_nothing_moves_nothing():
     batch = dataclasses.replace(graded(), rewards=jnp.zeros(16))
     new, seen = run_step({"objective.filters": "informative"}, batch=batch)

@@ -16,8 +16,6 @@ from salt_jax.training import loop
 from salt_jax.training.preemption import Interrupted, Watch
 from tests.training.test_loop import tiny
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
-
 
 class Counting(Watch):
     """Is asked to stop at its n-th check."""

@@ -27,7 +27,6 @@ from salt_jax.training.guards import NonFiniteError
 from salt_jax.training.sharding import make_mesh
 from salt_jax.training.state import init_params, init_state, make_optimizer
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 STEPS = 3
 
 

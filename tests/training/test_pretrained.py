@@ -21,7 +21,6 @@ from salt_jax.training.settings import ConfigError
 from tests.pretrained_setup import CONFIG, model_folder
 from tests.training_setup import policy_and_params
 
-pytestmark = pytest.mark.usefixtures("shared_compilations")
 PROMPTS = ("one plus one ?", "one plus two ?", "two plus two ?", "two ? plus ?")
 
 
