@@ -78,8 +78,9 @@ def test_all_processes_stop_for_one():
 
 PROGRAM = """
 import ctypes, signal
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` hands it on as ignored
-from salt_jax.training.preemption import watching
+from salt_jax.training.preemption import SIGNALS, watching
+for signum in SIGNALS:
+    signal.signal(signum, signal.SIG_DFL)  # `nohup make test` and `make test &` hand some on as ignored
 with watching() as watch:
     print("ready", flush=True)
     for _ in range(2):
