@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from salt_jax.objective.kl import LOG_RATIO_LIMIT
 from salt_jax.objective.surrogate_options import (
@@ -190,7 +190,7 @@ def _macro(name: str, tokens: TokenInputs, options: SurrogateOptions, mean: bool
     return clipped_surrogate(jnp.where(mask, ratio, 1), tokens, options)
 
 
-def macro_token_weights(segments: Array, mask: ArrayLike, dtype: jnp.dtype = jnp.float32) -> Array:
+def macro_token_weights(segments: Array, mask: ArrayLike, dtype: DTypeLike = jnp.float32) -> Array:
     """Token weights with which 'token_mean' is the mean over segments: (tokens / segments) / |τ|, constants.
 
     Both counts are of the whole array, so compute it over the minibatch, before it is split.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from salt_jax.objective.losses import LossMetrics, policy_loss
 from salt_jax.objective.macro_actions import segment_lengths, to_tokens
@@ -233,7 +233,7 @@ def length_shaping(
 
 
 def rank_token_weights(
-    segments: Array, mask: ArrayLike, num_ranks: int, valid: ArrayLike | None = None, dtype: jnp.dtype = jnp.float32
+    segments: Array, mask: ArrayLike, num_ranks: int, valid: ArrayLike | None = None, dtype: DTypeLike = jnp.float32
 ) -> Array:
     """Token weights with which 'token_mean' is the paper's mean over rollouts and places: tokens / (rows·K) / |item|.
 
