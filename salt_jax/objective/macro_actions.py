@@ -131,7 +131,7 @@ def _columns(segments: Array, mask: Array) -> Array:
     return jnp.clip(jnp.where(mask, segments, 0), 0, segments.shape[1] - 1)
 
 
-def segment_lengths(segments: Array, mask: Array, dtype: jnp.dtype) -> Array:
+def segment_lengths(segments: Array, mask: Array, dtype: DTypeLike) -> Array:
     """Tokens of each segment, (N, T), as floats.
 
     Example:
