@@ -38,7 +38,7 @@ def act(completion: str, reference: str, **arguments: object) -> float | Verdict
         os.closerange(0, 100)
         time.sleep(1000)
     elif completion == "garbage":
-        for descriptor in range(3, 20):
+        for descriptor in range(3, 256):
             try:
                 os.write(descriptor, b"garbage\n")
             except OSError:
@@ -46,7 +46,7 @@ def act(completion: str, reference: str, **arguments: object) -> float | Verdict
         time.sleep(1000)
     elif completion == "flood":
         while True:
-            for descriptor in range(3, 20):
+            for descriptor in range(3, 256):
                 try:
                     os.write(descriptor, b"x" * 100_000)
                 except OSError:

@@ -49,14 +49,14 @@ def worker_pids(pool: GraderPool) -> list[int]:
 
 @pytest.fixture(scope="module")
 def pool():
-    with GraderPool(ACT, workers=2, deadline=1.0) as pool:
+    with GraderPool(ACT, workers=2, deadline=0.5) as pool:
         yield pool
 
 
 MISSING = {
-    "hang": "TimeoutError: no verdict in 1 s",
-    "hang without the lock": "TimeoutError: no verdict in 1 s",
-    "deaf": "TimeoutError: no verdict in 1 s",
+    "hang": "TimeoutError: no verdict in 0.5 s",
+    "hang without the lock": "TimeoutError: no verdict in 0.5 s",
+    "deaf": "TimeoutError: no verdict in 0.5 s",
     "kill": "ChildProcessError: the grader's process was ended by SIGKILL",
     "exit": "ChildProcessError: the grader's process ended with exit status 0",
     "segfault": "ChildProcessError: the grader's process was ended by SIGSEGV",
