@@ -4,8 +4,8 @@
     python -m experiments.train --config=configs/arithmetic.py --workdir=runs/grpo --config.salt.enabled=False
     python -m experiments.compare --config=configs/arithmetic.py --workdir=runs/arithmetic      (both: make train)
 
-Result (make train, one seed, 2 CPU cores): greedy accuracy on 2,000 held-out problems goes from 0.217 after
-the warm start to 0.799 with GRPO and to 0.419 with GRPO + SALT; 231 s in all.
+Result (make train, one seed, 2 CPU cores): greedy accuracy on 2,000 held-out problems goes from 0.222 after
+the warm start to 0.762 with GRPO and to 0.421 with GRPO + SALT; 258 s in all.
 """
 
 from ml_collections import config_dict
