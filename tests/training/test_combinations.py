@@ -96,6 +96,8 @@ def world(tmp_path_factory):
 
 def config_of(estimator: str, surrogate: str) -> ObjectiveConfig:
     form: dict[str, Any] = {"lp_reg_form": "paper"} if surrogate == "lp_reg" else {}
+    if surrogate == "clip_cov":  # half of all tokens are candidates, of which some are drawn
+        form |= {"clip_cov_fraction": 0.5, "clip_cov_low": -1.0}
     if estimator == "gtpo":
         form["gtpo_threshold"] = float("inf")  # a random policy is above it everywhere
     return ObjectiveConfig(estimator=estimator, surrogate=surrogate, **form)
