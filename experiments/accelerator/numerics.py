@@ -32,8 +32,8 @@ BOUNDS = {
     # About ten roundings on the way to h, and those of h and W: √10 · u · 3, the standard deviation of a logit; twice.
     "bfloat16 log-probs": 4e-2,  # nats, root mean square
     "bfloat16 gradient": 5e-2,  # the same on the way back
-    # A fused kernel's forward pass rounds no more than `segments`: its error in log-probs over that one's. Its gradient
-    # does: it takes ⟨∂O, O⟩ from an O that was rounded, `segments` from one that was not (docs/accelerators.md).
+    # On the premise that a fused kernel rounds no more than `segments`: its error over that one's. For a gradient the
+    # premise is doubtful (docs/accelerators.md); the bound stands.
     "fused": 1.25,
     "float32 Gram": 2e-5,  # ‖error‖_F / ‖K‖_F: some hundred u
     "bfloat16 Gram": 1e-2,  # residuals and features are rounded to bfloat16, products summed in float32
@@ -173,8 +173,7 @@ class _Scene:
                 kind = f"{dtype} {what}"
                 if attention == "segments":
                     plain.setdefault(kind, value)
-                fused_forward = attention != "segments" and what == "log-probs"
-                aim = BOUNDS["fused"] * plain.get(kind, BOUNDS[kind]) if fused_forward else BOUNDS[kind]
+                aim = BOUNDS[kind] if attention == "segments" else BOUNDS["fused"] * plain.get(kind, BOUNDS[kind])
                 unit = "" if what == "gradient" else "nats, rms" if dtype == "bfloat16" else "nats, largest"
                 note = jax.tree_util.keystr(path, simple=True, separator="/") if what == "gradient" else ""
                 yield Row(f"{what}, {name}", value, unit, aim, compile=programs[name].seconds, note=note)

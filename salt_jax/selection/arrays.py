@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from salt_jax.geometry.numerics import safe_ratio
 from salt_jax.vocab import check_positive
@@ -23,15 +22,6 @@ def wide(x: Array) -> Array:
     """
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def product(a: Array, b: Array) -> Array:
-    """a @ b in the full precision of its dtype, also on accelerators whose default is less.
-
-    >>> product(jnp.eye(2), jnp.array([1.0, 2.0])).tolist()
-    [1.0, 2.0]
-    """
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def valid_rows(valid: Array | None, n: int) -> Array:

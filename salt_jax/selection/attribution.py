@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.geometry.numerics import safe_ratio
-from salt_jax.selection.arrays import checked_features, product, wide
+from salt_jax.products import matmul
+from salt_jax.selection.arrays import checked_features, wide
 
 Array = jax.Array
 
@@ -99,10 +100,10 @@ def shapley_of_step(
 
     gradient = jax.grad(validation_loss)
     if order == 1:
-        return in_run_shapley(product(flat, flatten(gradient(params))), learning_rate)
+        return in_run_shapley(matmul(flat, flatten(gradient(params))), learning_rate)
     towards, curved = jax.jvp(gradient, (params,), (unflatten(jnp.sum(flat, axis=0)),))
     return in_run_shapley(
-        product(flat, flatten(towards)), learning_rate, curvatures=product(flat, flatten(curved))
+        matmul(flat, flatten(towards)), learning_rate, curvatures=matmul(flat, flatten(curved))
     )
 
 
@@ -159,7 +160,7 @@ def trak_scores(
     highest = lax.Precision.HIGHEST
 
     def scores(train: Array, test: Array) -> Array:
-        second = product(train.T, train) + jnp.asarray(damping, train.dtype) * eye
+        second = matmul(train.T, train) + jnp.asarray(damping, train.dtype) * eye
         return jnp.dot(test, jnp.linalg.solve(second, train.T), precision=highest)
 
     models = jnp.asarray(float(train.shape[0]), train.dtype)

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax import vocab
-from salt_jax.selection.arrays import checked_layer, product, wide
+from salt_jax.products import matmul
+from salt_jax.selection.arrays import checked_layer, wide
 
 Array = jax.Array
 ROUTES = ("auto", "ghost", "features")
@@ -120,8 +121,8 @@ def linear_norms(activations: Array, output_gradients: Array, *, token_weights: 
     def squared(pair: tuple[Array, Array]) -> Array:
         a, d = pair  # of one example, so that one is in memory at a time
         if ghost_costs(1, a.shape[0], a.shape[1], d.shape[1]).ghost_norms:
-            return jnp.sum(product(a, a.T) * product(d, d.T))
-        return jnp.sum(product(d.T, a) ** 2)
+            return jnp.sum(matmul(a, a.T) * matmul(d, d.T))
+        return jnp.sum(matmul(d.T, a) ** 2)
 
     return jnp.sqrt(jnp.maximum(lax.map(squared, (a, d)), 0.0))
 
@@ -137,7 +138,7 @@ def bias_gram(output_gradients: Array, *, token_weights: Array | None = None) ->
     """
     _, d = checked_layer(output_gradients, output_gradients, token_weights)
     sums = jnp.sum(d, axis=1)
-    return product(sums, sums.T)
+    return matmul(sums, sums.T)
 
 
 def norm_scale_gram(normalized: Array, output_gradients: Array, *, token_weights: Array | None = None) -> Array:
@@ -155,7 +156,7 @@ def norm_scale_gram(normalized: Array, output_gradients: Array, *, token_weights
     if x.shape != d.shape:
         raise ValueError(f"normalized {x.shape} and output_gradients {d.shape} must be alike")
     gradients = jnp.sum(x * d, axis=1)
-    return product(gradients, gradients.T)
+    return matmul(gradients, gradients.T)
 
 
 def weighted_gram(gram: Array, weights: Array) -> Array:
@@ -181,7 +182,7 @@ def _by_tiles(a: Array, d: Array, tile: int) -> Array:
     a, d = (jnp.pad(x, padding).reshape(tiles, tile * t, x.shape[2]) for x in (a, d))
 
     def block(left: tuple[Array, Array], right: tuple[Array, Array]) -> Array:
-        pairs = product(left[0], right[0].T) * product(left[1], right[1].T)
+        pairs = matmul(left[0], right[0].T) * matmul(left[1], right[1].T)
         return jnp.sum(pairs.reshape(tile, t, tile, t), axis=(1, 3))
 
     rows = lax.map(lambda left: lax.map(lambda right: block(left, right), (a, d)), (a, d))  # (I, J, tile, tile)
@@ -197,6 +198,6 @@ def _by_columns(a: Array, d: Array, tile: int) -> Array:
     def add(i: Array, gram: Array) -> Array:
         part = lax.dynamic_slice_in_dim(d, i * tile, tile, axis=2)
         features = jnp.einsum("ntc,ntd->ncd", part, a, precision=lax.Precision.HIGHEST).reshape(n, -1)
-        return gram + product(features, features.T)
+        return gram + matmul(features, features.T)
 
     return lax.fori_loop(0, slices, add, jnp.zeros((n, n), a.dtype))

@@ -19,7 +19,8 @@ from jax import lax
 
 from salt_jax import vocab
 from salt_jax.geometry.numerics import safe_ratio
-from salt_jax.selection.arrays import product, unit_rows, wide
+from salt_jax.products import matmul
+from salt_jax.selection.arrays import unit_rows, wide
 
 Array = jax.Array
 FORMS = ("release", "epsilon_outside", "bias_corrected")
@@ -149,7 +150,7 @@ def rademacher_project(tree: Any, key: Array, dim: int, *, block: int = 2048) ->
 
         def add(at: Array, total: Array, padded: Array = padded, signs_of: Array = signs_of, size: int = size) -> Array:
             rows = vocab.signs(signs_of, at * size + jnp.arange(size), dim).astype(total.dtype)
-            return total + product(padded[at].astype(total.dtype), rows)
+            return total + matmul(padded[at].astype(total.dtype), rows)
 
         total = lax.fori_loop(0, blocks, add, total)
     return total / math.sqrt(dim)

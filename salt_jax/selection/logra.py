@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax import vocab
-from salt_jax.selection.arrays import checked_layer, product, wide
+from salt_jax.products import matmul
+from salt_jax.selection.arrays import checked_layer, wide
 
 Array = jax.Array
 
@@ -60,6 +61,6 @@ def logra_project(
     for name, matrix, width in (("project_in", project_in, a.shape[2]), ("project_out", project_out, d.shape[2])):
         if jnp.ndim(matrix) != 2 or jnp.shape(matrix)[1] != width:
             raise ValueError(f"{name} must be (k, {width}), got {jnp.shape(matrix)}")
-    small_a = product(a, wide(project_in).astype(a.dtype).T)
-    small_d = product(d, wide(project_out).astype(d.dtype).T)
+    small_a = matmul(a, wide(project_in).astype(a.dtype).T)
+    small_d = matmul(d, wide(project_out).astype(d.dtype).T)
     return jnp.einsum("nto,nti->noi", small_d, small_a, precision=lax.Precision.HIGHEST)

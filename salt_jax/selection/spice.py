@@ -22,13 +22,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.geometry.numerics import safe_ratio
+from salt_jax.products import matmul
 from salt_jax.selection.arrays import (
     best,
     check_number,
     checked_count,
     checked_features,
     checked_gram,
-    product,
 )
 
 Array = jax.Array
@@ -108,7 +108,7 @@ def spice(
     def add(state: tuple[Array, Array], at: Array, t: Array) -> tuple[Array, Array]:
         # Row t of L⁻¹ α K_Sx, L the Cholesky factor of I + α K_SS: what it explains leaves the quadratic form.
         rows_kxn, left_n = state
-        row_n = alpha * gram[at] - product(rows_kxn[:, at], rows_kxn)
+        row_n = alpha * gram[at] - matmul(rows_kxn[:, at], rows_kxn)
         row_n = row_n / jnp.sqrt(1.0 + jnp.maximum(left_n[at], 0.0))
         return rows_kxn.at[t].set(row_n), left_n - row_n**2
 
@@ -163,7 +163,7 @@ def spice_diagonal(
     squared_n = jnp.sum(features**2, axis=1)
     start = jnp.ones(features.shape[1], features.dtype)
     return _greedy(
-        gains, add, start, lambda at: product(features, features[at]), squared_n, present, k, penalty, omega, eta
+        gains, add, start, lambda at: matmul(features, features[at]), squared_n, present, k, penalty, omega, eta
     )
 
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax.geometry.numerics import safe_ratio
+from salt_jax.products import matmul
 from salt_jax.selection.arrays import (
     best,
     checked_count,
     checked_features,
     checked_gram,
-    product,
     unit_rows,
     wide,
 )
@@ -112,7 +112,7 @@ def gvendi_score(features: Array, q: float = 1.0, *, valid: Array | None = None)
     nonzero_n = present & jnp.any(features != 0, axis=1)
     count = jnp.sum(nonzero_n)
     n, d = units.shape
-    small = product(units, units.T) if n <= d else product(units.T, units)
+    small = matmul(units, units.T) if n <= d else matmul(units.T, units)
     values = jnp.linalg.eigvalsh(small / jnp.maximum(count, 1), symmetrize_input=False)
     return GradientDiversity(_score(values, q, count), count, jnp.sum(present) - count)
 
