@@ -1,26 +1,40 @@
-"""Wrong input: one line that names the key and what is allowed, exit status 2, nothing compiled, nothing written."""
+"""Wrong input: one line that names the key and what is allowed, exit status 2, nothing compiled, nothing written.
+
+Most command lines run in copies of one process (command_lines.py); one of each module is a process of its own.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from configs import arithmetic
+from tests.experiments.command_lines import CommandLines
 from tests.house import REPOSITORY
 
 SMALL = "--config=configs/arithmetic.py:small"
 
 
+LOGGING = {"JAX_LOG_COMPILES": "1"}  # JAX names every compilation on stderr: none can be begun in silence
+
+
 def launch(environment: dict[str, str], *arguments: str, module: str = "experiments.train"):
-    # JAX names every compilation on stderr, so that none can be begun in silence
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
-        cwd=REPOSITORY, env=environment | {"JAX_LOG_COMPILES": "1"}, capture_output=True, text=True, timeout=120,
+        cwd=REPOSITORY, env=environment | LOGGING, capture_output=True, text=True, timeout=120,
     )
+
+
+@pytest.fixture(scope="module")
+def copy_of(subprocess_env) -> Iterator[CommandLines]:
+    lines = CommandLines(subprocess_env | LOGGING)
+    yield lines
+    lines.close()
 
 
 def assert_refused(done, *words: str) -> None:
@@ -76,35 +90,33 @@ REFUSED = [
 ]
 
 
-# Each starts Python and JAX, five seconds; what is refused, and how it is worded, test_config.py holds in one process.
-QUICK = {"unknown-key", "devices", "stray-argument"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [case if case.id in QUICK else pytest.param(*case.values, marks=pytest.mark.slow, id=case.id) for case in REFUSED],
-)
-def test_bad_input(overrides, words, subprocess_env, tmp_path):
+@pytest.mark.parametrize(("overrides", "words"), REFUSED)
+def test_bad_input(overrides, words, copy_of, tmp_path):
     folder = tmp_path / "run"
-    assert_refused(launch(subprocess_env, SMALL, f"--workdir={folder}", *overrides), *words)
+    assert_refused(copy_of("experiments.train", SMALL, f"--workdir={folder}", *overrides), *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workdir_that_holds_another_configuration(subprocess_env, tmp_path):
+def test_a_process_of_its_own(subprocess_env, tmp_path):
+    done = launch(subprocess_env, SMALL, f"--workdir={tmp_path / 'run'}", "--config.salt.roh=1")
+    assert_refused(done, "config.salt.roh", "did you mean rho", "k_min")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workdir_that_holds_another_configuration(copy_of, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     other = arithmetic.get_config("small").to_dict()
     other["salt"]["rho"] = 0.5
     (folder / "config.json").write_text(json.dumps(other))
-    assert_refused(
-        launch(subprocess_env, SMALL, f"--workdir={folder}"), "config.salt.rho is 0.5 there and 1.0 here", str(folder)
-    )
+    done = copy_of("experiments.train", SMALL, f"--workdir={folder}")
+    assert_refused(done, "config.salt.rho is 0.5 there and 1.0 here", str(folder))
     assert [path.name for path in folder.iterdir()] == ["config.json"]
 
 
-def test_a_workdir_with_somebody_elses_files(subprocess_env, tmp_path):
+def test_a_workdir_with_somebody_elses_files(copy_of, tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
-    assert_refused(launch(subprocess_env, SMALL, f"--workdir={tmp_path}"), "thesis.tex", "another folder")
+    assert_refused(copy_of("experiments.train", SMALL, f"--workdir={tmp_path}"), "thesis.tex", "another folder")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -112,14 +124,12 @@ def test_a_workdir_with_somebody_elses_files(subprocess_env, tmp_path):
     ("arguments", "word"),
     [
         (["--config=configs/none.py", "--workdir=x"], "configs/none.py is not a file"),
-        pytest.param(
-            ["--config=configs/arithmetic.py:huge", "--workdir=x"], "allowed: full, small", marks=pytest.mark.slow
-        ),
+        (["--config=configs/arithmetic.py:huge", "--workdir=x"], "allowed: full, small"),
         ([SMALL], "--workdir is missing"),
     ],
 )
-def test_flags(arguments, word, subprocess_env):
-    assert_refused(launch(subprocess_env, *arguments), word)
+def test_flags(arguments, word, copy_of):
+    assert_refused(copy_of("experiments.train", *arguments), word)
 
 
 def test_compare_checks_all_arms_first(subprocess_env, tmp_path):

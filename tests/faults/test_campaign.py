@@ -16,13 +16,14 @@ import pytest
 from experiments import fault_runs
 from experiments.fault_kinds import KINDS, SmallDisk, damage
 from salt_jax.policy import integrity
+from tests.experiments.command_lines import CommandLines
 from tests.house import REPOSITORY
 
 STEPS = 8
 SMALL = (
-    "--config=configs/arithmetic.py:small", "--config.warm_start.steps=6", f"--config.steps={STEPS}",
-    "--config.checkpoint.every=3", "--config.evaluation.every=4", "--config.evaluation.problems=40",
-    "--config.evaluation.batch_size=20",
+    "--config=configs/arithmetic.py:small", "--config.policy.num_layers=1", "--config.seed=2",
+    "--config.warm_start.steps=6", f"--config.steps={STEPS}", "--config.checkpoint.every=3",
+    "--config.evaluation.every=4", "--config.evaluation.problems=40", "--config.evaluation.batch_size=20",
 )  # fmt: skip
 QUICK = ["kill_saving", "terminate", "corrupt"]  # seconds each; the others in the slow tests
 PROMISED = ["kill", "kill_evaluating", *QUICK]
@@ -143,15 +144,18 @@ def test_damage_changes_a_file(seed, tmp_path):
     assert not path.exists() or path.read_bytes() != b"0123456789"
 
 
-def test_a_finished_run_is_left_as_it_is(reference, subprocess_env):
+@pytest.fixture(scope="module")
+def commands(subprocess_env, reference):
+    lines = CommandLines(subprocess_env | {"JAX_COMPILATION_CACHE_DIR": str(reference.parents[1] / "compiled")})
+    yield lines
+    lines.close()
+
+
+def test_a_finished_run_is_left_as_it_is(reference, commands):
     names = ("summary.json", "metrics.jsonl", "evaluations.jsonl", "config.json")
     before = [(reference / name).read_bytes() for name in names]
     arrays = fault_runs.final_arrays(reference)
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(reference.parents[1] / "compiled")}
-    command = [sys.executable, "-m", "experiments.train", *SMALL, f"--workdir={reference}"]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=subprocess_env | cache, capture_output=True, text=True, timeout=300
-    )
+    done = commands("experiments.train", *SMALL, f"--workdir={reference}")
     assert done.returncode == 0, done.stderr
     assert [(reference / name).read_bytes() for name in names] == before
     assert fault_runs.final_arrays(reference) == arrays
@@ -160,10 +164,9 @@ def test_a_finished_run_is_left_as_it_is(reference, subprocess_env):
     assert list((reference / "tensorboard" / "train").iterdir())
 
 
-def test_wrong_flags_are_one_line(subprocess_env, tmp_path):
+def test_wrong_flags_are_one_line(commands, tmp_path):
     for flags, words in ((["--kinds=flood"], "--kinds=flood is unknown"), (["--trials=0"], "trials")):
-        command = [sys.executable, "-m", "experiments.fault_campaign", *SMALL, f"--workdir={tmp_path}", *flags]
-        done = subprocess.run(command, cwd=REPOSITORY, env=subprocess_env, capture_output=True, text=True, timeout=120)
+        done = commands("experiments.fault_campaign", *SMALL, f"--workdir={tmp_path}", *flags)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert words in done.stderr
     assert not list(tmp_path.iterdir())

@@ -25,6 +25,7 @@ def run(folder: Path, **learner: int) -> Path:
     config = arithmetic.get_config("small")
     config.steps, config.warm_start.steps = STEPS, 4
     config.policy.d_model, config.policy.mlp_dim, config.policy.head_dim = 16, 32, 8
+    config.policy.num_layers, config.seed = 1, 7  # with this seed a step has a group with signal
     config.evaluation.every, config.logging.tensorboard = 2, False
     config.learner.length_buckets = 1  # one program a run
     config.learner.update(learner)
@@ -58,6 +59,7 @@ def test_two_runs_have_the_same_bits(once, tmp_path):
     again = run(tmp_path / "run")
     assert records(again) == records(once)
     assert [len(rows) for rows in records(once).values()] == [STEPS, 3, 4]
+    assert any(row["groups_with_signal"] for row in records(once)[workdir.METRICS])
     ours, theirs = final_state(once), final_state(again)
     assert any("params" in path for path in ours)
     assert any("opt_state" in path for path in ours)

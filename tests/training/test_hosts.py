@@ -36,17 +36,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, subprocess_env: dict[str, str]) -> list[dict[str, Any]]:
-    """What each of two processes with four devices found."""
-    out = tmp_path_factory.mktemp("two") / "found"
-    shared = subprocess_env | {
-        "XLA_FLAGS": subprocess_env["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
+def run_both(out: Path, environment: dict[str, str], *methods: str) -> list[dict[str, Any]]:
+    """What each of two processes with four devices found, with rollouts of these methods."""
+    shared = environment | {
+        "XLA_FLAGS": environment["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4",
         ADDRESS: f"localhost:{free_port()}", COUNT: "2", "SALT_JAX_START_SECONDS": "100",
     }  # fmt: skip
     started = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.two_processes", str(out)], cwd=REPOSITORY,
+            [sys.executable, "-m", "tests.training.two_processes", str(out), *methods], cwd=REPOSITORY,
             env=shared | {INDEX: str(i)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for i in range(2)
@@ -54,6 +52,11 @@ def both(tmp_path_factory: pytest.TempPathFactory, subprocess_env: dict[str, str
     said = [process.communicate(timeout=200)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     return [json.loads(Path(f"{out}.{i}").read_text()) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, subprocess_env: dict[str, str]) -> list[dict[str, Any]]:
+    return run_both(tmp_path_factory.mktemp("two") / "found", subprocess_env, "plain")
 
 
 def test_two_processes_find_each_other(both: list[dict[str, Any]]) -> None:
@@ -120,8 +123,16 @@ def test_a_mesh_uses_all_devices_and_keeps_a_row_on_one_process(both: list[dict[
         assert across.startswith("config.mesh.tensor splits a rollout over processes 0, 1; allowed:")
 
 
-@pytest.mark.parametrize("method", ["plain", pytest.param("aepo", marks=pytest.mark.slow)])
-def test_rollouts_are_those_of_one_process(both: list[dict[str, Any]], method: str) -> None:
+def test_rollouts_are_those_of_one_process(both: list[dict[str, Any]]) -> None:
+    assert_rollouts_are_those_of_one_process("plain", both)
+
+
+@pytest.mark.slow
+def test_rollouts_of_two_samplings_are_those_of_one_process(tmp_path: Path, subprocess_env: dict[str, str]) -> None:
+    assert_rollouts_are_those_of_one_process("aepo", run_both(tmp_path / "found", subprocess_env, "aepo"))
+
+
+def assert_rollouts_are_those_of_one_process(method: str, both: list[dict[str, Any]]) -> None:
     """Completions and rewards to the last bit; log-probs up to the order of sums over the parts of the vocabulary."""
     alone = rollouts(method)  # this process has eight devices, too
     first, second = (found["rollouts"][method] for found in both)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import time
 from pathlib import Path
 
 import jax
@@ -24,16 +23,6 @@ from tests.training_setup import policy_and_params
 PROMPTS = ("one plus one ?", "one plus two ?", "two plus two ?", "two ? plus ?")
 
 
-def reward(completion: str, row: dict) -> float:
-    """The share of 'one', as run in a worker; a row may ask for a failure or a hang."""
-    if row.get("fail"):
-        raise ValueError("this row cannot be graded")
-    if row.get("hang"):
-        time.sleep(600)
-    words = [word for word in ("one", "two", "plus") for _ in range(completion.count(word))]
-    return float(words.count("one") > len(words) / 4)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     return model_folder(tmp_path_factory.mktemp("models") / "tiny")
@@ -50,7 +39,7 @@ def config(model: Path, folder: Path, *, train: str | None = None, **overrides):
     c = base.get_config()
     base.pretrained(c, str(model))
     test = rows(folder, "test.jsonl")
-    base.set_task(c, "jsonl", train=train or test, test=test, reward=f"{__name__}:reward", suffix="")
+    base.set_task(c, "jsonl", train=train or test, test=test, reward="tests.training.grading_words:reward", suffix="")
     c.steps = 2
     c.policy.scan_layers = False
     c.sampling.prompts_per_step, c.sampling.rollouts_per_prompt = 2, 4

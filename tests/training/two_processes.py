@@ -1,4 +1,4 @@
-"""One of the two processes of test_hosts.py: python -m tests.training.two_processes OUT; it writes OUT.<index>."""
+"""One of the two processes of test_hosts.py: python -m tests.training.two_processes OUT METHOD… writes OUT.<index>."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def found() -> dict[str, Any]:
         "broken": refused(lambda: grade_shares(broken, mine, *share, 8)),
         "mesh": [refused(lambda m=m: hosts.check_mesh(m)) for m in (mesh, make_mesh(4), lone)],
         "explained": hosts.explain(RuntimeError("UNKNOWN: Gloo AllGather failed: Connection closed\nby peer")),
-        "rollouts": {method: rollouts(method) for method in ("plain", "aepo")},
+        "rollouts": {method: rollouts(method) for method in sys.argv[2:]},
         "not_explained": hosts.explain(RuntimeError("shapes do not fit")),
     }  # fmt: skip
 
