@@ -1,7 +1,8 @@
 """A function under jit, called as it is eagerly: an eager call compiles a program for each of its operations.
 
-Public functions are also called eagerly, as in a notebook: by their docstrings' examples, which are tests, and in
-objective/test_advantages.py, objective/test_composition.py and geometry/test_spectrum.py.
+Public functions are also called eagerly, as in a notebook: by most docstrings' examples, which are tests, by
+test_equals_loops of objective/test_advantages.py, by objective/test_rec.py and by test_closed_forms of
+geometry/test_spectrum.py.
 """
 
 from __future__ import annotations

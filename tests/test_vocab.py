@@ -76,7 +76,8 @@ def test_log_normalizer_is_a_constant():
 
 
 def test_uniform_distribution_in_closed_form():
-    out = vocab.token_log_probs(jnp.zeros((2, 3, H)), jnp.ones((H, V)), jnp.zeros((2, 3), int), chunk_size=4)
+    hidden, lm_head = np.zeros((2, 3, H), np.float32), np.ones((H, V), np.float32)
+    out = one_program(vocab.token_log_probs)(hidden, lm_head, np.zeros((2, 3), int), chunk_size=4)
     assert out.log_probs.shape == out.entropy.shape == out.log_normalizer.shape == (2, 3)
     np.testing.assert_allclose(out.log_probs, -np.log(V), rtol=1e-6)
     np.testing.assert_allclose(out.entropy, np.log(V), rtol=1e-6)
