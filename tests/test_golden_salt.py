@@ -32,9 +32,9 @@ def padded(gram: np.ndarray, advantages: np.ndarray, config: salt.SaltConfig) ->
     m = len(advantages)
     gram = np.pad(gram, (0, PADDED - m), constant_values=np.nan)
     advantages = np.pad(advantages, (0, PADDED - m), constant_values=np.nan)
-    valid = jnp.arange(PADDED) < m
+    valid = np.arange(PADDED) < m
     out = salt.reweight(jnp.asarray(gram), jnp.asarray(advantages), config, valid=valid)
-    channels = {name: getattr(out, name)[:m] for name in ("advantages", "shared", "residual")}
+    channels = {name: np.asarray(getattr(out, name))[:m] for name in ("advantages", "shared", "residual")}
     return out._replace(**channels)
 
 

@@ -16,8 +16,11 @@ from salt_jax import vocab_kept
 from salt_jax.layout import Layout
 from salt_jax.vocab import token_log_probs
 from salt_jax.vocab_kept import DROPPED, KeptRule
+from tests.one_program import one_program
 from tests.reference import vocab as reference
 from tests.reference.jaxpr import largest_array, shapes
+
+kept_log_mass = one_program(vocab_kept.kept_log_mass)
 
 N, H, V = 5, 3, 11
 RULES = [KeptRule("min_p", 0.02), KeptRule("min_p", 0.4), KeptRule("fixed", 0.05)]
@@ -66,12 +69,14 @@ def test_values_and_gradients_match_float64_loops(rule, chunk_size):
         strict=True,
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
-    log_probs = token_log_probs(hidden, lm_head, targets, temperature=0.5).log_probs
+    log_probs = one_program(token_log_probs)(hidden, lm_head, targets, temperature=0.5).log_probs
+    proxies = np.asarray(one_program(vocab_kept.log_proxy)(log_probs, found))
+    log_probs = np.asarray(log_probs)
     for n in range(N):
         p = reference.probabilities(hidden[n], lm_head, 0.5)
         inside = targets[n] in kept_by_loop(p, rule)
         expected = math.log(p[targets[n]]) - mass_by_loop(hidden[n : n + 1], lm_head, rule, 0.5)[0]
-        assert vocab_kept.log_proxy(log_probs, found)[n] == pytest.approx(expected if inside else DROPPED, abs=1e-5)
+        assert proxies[n] == pytest.approx(expected if inside else DROPPED, abs=1e-5)
 
 
 @pytest.mark.parametrize("rule", RULES[:2], ids=str)
@@ -87,8 +92,8 @@ def test_minus_the_mass_is_the_divergence_from_a_constant_proxy_in_value_and_gra
         return jnp.sum(jnp.where(proxy > 0, proxy * (jnp.log(jnp.where(proxy > 0, proxy, 1)) - log_p), 0.0))
 
     streamed = lambda h, w: -vocab_kept.kept_log_mass(h, w, rule, chunk_size=4).log_mass.sum()
-    value, gradients = jax.value_and_grad(streamed, (0, 1))(hidden, lm_head)
-    expected, by_dense = jax.value_and_grad(dense, (0, 1))(hidden, lm_head)
+    value, gradients = jax.jit(jax.value_and_grad(streamed, (0, 1)))(hidden, lm_head)
+    expected, by_dense = jax.jit(jax.value_and_grad(dense, (0, 1)))(hidden, lm_head)
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
     assert max(np.abs(g).max() for g in by_dense) > 1e-3
     for got, wanted in zip(gradients, by_dense, strict=True):
@@ -99,10 +104,10 @@ def test_nothing_kept_is_a_constant_and_drops_every_token():
     hidden, lm_head, targets = example()
     rule = KeptRule("fixed", 0.999)
     total = lambda h: vocab_kept.kept_log_mass(h, lm_head, rule, temperature=50.0).log_mass.sum()
-    assert total(hidden) == N * DROPPED
-    np.testing.assert_array_equal(jax.grad(total)(hidden), 0.0)
-    found = vocab_kept.kept_log_mass(hidden, lm_head, rule, temperature=50.0)
-    log_probs = token_log_probs(hidden, lm_head, targets, temperature=50.0).log_probs
+    assert jax.jit(total)(hidden) == N * DROPPED
+    np.testing.assert_array_equal(jax.jit(jax.grad(total))(hidden), 0.0)
+    found = kept_log_mass(hidden, lm_head, rule, temperature=50.0)
+    log_probs = one_program(token_log_probs)(hidden, lm_head, targets, temperature=50.0).log_probs
     np.testing.assert_array_equal(vocab_kept.log_proxy(log_probs, found), DROPPED)
 
 
@@ -124,16 +129,16 @@ def test_wild_logits_stay_finite_and_keep_the_likeliest_token(seed, scale):
 
 def test_leading_axes_bfloat16_and_float64():
     hidden, lm_head, _ = example()
-    flat = vocab_kept.kept_log_mass(hidden, lm_head, RULES[1], chunk_size=4).log_mass
+    flat = kept_log_mass(hidden, lm_head, RULES[1], chunk_size=4).log_mass
     stacked = np.stack([hidden, hidden[::-1]])
-    both = vocab_kept.kept_log_mass(stacked, lm_head, RULES[1], chunk_size=4).log_mass
+    both = kept_log_mass(stacked, lm_head, RULES[1], chunk_size=4).log_mass
     np.testing.assert_allclose(both, np.stack([flat, flat[::-1]]), rtol=1e-6, atol=1e-7)
-    low = jax.grad(lambda h, w: vocab_kept.kept_log_mass(h, w, RULES[1]).log_mass.sum(), (0, 1))(
+    low = jax.jit(jax.grad(lambda h, w: vocab_kept.kept_log_mass(h, w, RULES[1]).log_mass.sum(), (0, 1)))(
         jnp.asarray(hidden, jnp.bfloat16), lm_head
     )
     assert [g.dtype for g in low] == [jnp.bfloat16, jnp.float32]
     with jax.enable_x64(True):
-        wide = vocab_kept.kept_log_mass(jnp.asarray(hidden, float), jnp.asarray(lm_head, float), RULES[1])
+        wide = kept_log_mass(hidden.astype(float), lm_head.astype(float), RULES[1])
         assert wide.log_mass.dtype == jnp.float64
         np.testing.assert_allclose(wide.log_mass, mass_by_loop(hidden, lm_head, RULES[1], 1.0), rtol=1e-12)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from salt_jax.layout import Layout
 from salt_jax.vocab_tempered import tempered_statistics
+from tests.one_program import one_program
 from tests.reference import vocab as reference
 from tests.reference.jaxpr import largest_array
 
@@ -126,7 +127,8 @@ def test_a_target_outside_the_vocabulary_is_nan():
     hidden, lm_head, targets, uniforms = example()
     targets[0], targets[1] = -1, V
     for u in (None, uniforms):
-        found = tempered_statistics(hidden, lm_head, targets, tempering=TEMPERING, uniforms=u, chunk_size=4)
+        run = one_program(tempered_statistics)
+        found = run(hidden, lm_head, targets, tempering=TEMPERING, uniforms=u, chunk_size=4)
         for field in (found.log_probs, found.weight):
             np.testing.assert_array_equal(np.isnan(field), np.arange(N) < 2)
         assert np.isfinite(found.mean).all()

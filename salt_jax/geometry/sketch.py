@@ -95,7 +95,7 @@ def lm_head_sketch(
         mesh that does not divide m, V or H.
 
     >>> h, W, y = jnp.ones((2, 1, 1)), jnp.zeros((1, 2)), jnp.array([[0], [1]])
-    >>> A = lm_head_sketch(h, W, y, jnp.ones((2, 1)), jax.random.key(0))     # ranks above V and H: exact
+    >>> A = jax.jit(lm_head_sketch)(h, W, y, jnp.ones((2, 1)), jax.random.key(0))  # ranks above V and H: exact
     >>> sketch_gram(A).tolist()
     [[0.5, -0.5], [-0.5, 0.5]]
     """

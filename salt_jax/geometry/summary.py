@@ -51,7 +51,7 @@ def geometry_summary(
     gram (m, m), coefficients (m,), valid (m,) or None, reweighted (m,) or None -> flat dict of scalars, float32.
     Raises ValueError on shapes or where group_size does not divide m.
 
-    >>> summary = geometry_summary(jnp.eye(4), jnp.ones(4), group_size=2)
+    >>> summary = jax.jit(geometry_summary, static_argnames="group_size")(jnp.eye(4), jnp.ones(4), group_size=2)
     >>> float(summary["participation_ratio_in"]), float(summary["participation_ratio_out"])
     (2.0, 2.0)
     """

@@ -91,7 +91,7 @@ def beta_weights(p: ArrayLike, alpha: ArrayLike, beta: ArrayLike) -> Array:
       Weights of p's shape; 1 where alpha = beta = 1.
 
     Example:
-      >>> [round(x, 4) for x in beta_weights(jnp.array([0.5, 0.0]), 1.5, 1.5).tolist()]
+      >>> [round(x, 4) for x in jax.jit(beta_weights)(jnp.array([0.5, 0.0]), 1.5, 1.5).tolist()]
       [0.7854, 1000000.0]
     """
     p = jnp.asarray(p)
@@ -141,7 +141,7 @@ def bnpo_advantages(
 
     Example:
       >>> rewards = jnp.array([[1., 1., 0., 0.], [1., 0., 0., 0.], [1., 1., 1., 0.]])
-      >>> [round(x, 4) for x in bnpo_advantages(rewards)[0].tolist()]  # ±π/8
+      >>> [round(x, 4) for x in jax.jit(bnpo_advantages)(rewards)[0].tolist()]  # ±π/8
       [0.3927, 0.3927, -0.3927, -0.3927]
     """
     if singleton not in ("zero", "reward"):
@@ -197,8 +197,8 @@ def bnpo_components(
       ValueError: an option or a shape that is not allowed.
 
     Example:
-      >>> correct, tidy = jnp.array([[1., 0.]]), jnp.array([[1., 1.]])
-      >>> bnpo_components(jnp.stack([correct, tidy])).tolist()
+      >>> correct, tidy = [[1., 0.]], [[1., 1.]]
+      >>> jax.jit(bnpo_components)(jnp.array([correct, tidy])).tolist()
       [[0.25, -0.25]]
     """
     rewards = jnp.asarray(rewards)

@@ -69,7 +69,7 @@ def max_variance(values: ArrayLike, keep: ArrayLike, *, counted: ArrayLike | Non
       ValueError: shapes that do not fit.
 
     Example:
-      >>> max_variance(jnp.array([[1.5, 0.5, 0.2, -0.2, -2.0]]), 3).tolist()
+      >>> jax.jit(max_variance)(jnp.array([[1.5, 0.5, 0.2, -0.2, -2.0]]), 3).tolist()
       [[True, True, False, False, True]]
     """
     values, counted = _check(values, counted, "values", "counted")
@@ -125,7 +125,7 @@ def pods(rewards: ArrayLike, keep: ArrayLike, *, rewarded: ArrayLike | None = No
       ValueError: shapes that do not fit.
 
     Example:
-      >>> pods(jnp.array([[1.0, 0.0, 0.0, 0.0]]), 2).tolist()
+      >>> jax.jit(pods)(jnp.array([[1.0, 0.0, 0.0, 0.0]]), 2).tolist()
       [[True, True, False, False]]
     """
     return max_variance(rewards, keep, counted=rewarded)
@@ -151,8 +151,8 @@ def d3s_rollouts(
       ValueError: shapes that do not fit.
 
     Example:
-      >>> d3s_rollouts(jnp.array([[1.0, -1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]]), 2, 2).astype(int).tolist()
-      [[1, 0, 0, 1], [0, 0, 0, 0]]
+      >>> jax.jit(d3s_rollouts)(jnp.array([[1.0, -1.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]]), 2, 2).tolist()
+      [[True, False, False, True], [False, False, False, False]]
     """
     kept = max_variance(advantages, n_intra, counted=counted)
     return max_variance(jnp.reshape(advantages, (1, -1)), n_batch, counted=kept.reshape(1, -1)).reshape(kept.shape)
@@ -188,8 +188,8 @@ def d3s_tokens(
 
     Example:
       >>> h = jnp.array([[0.1, 0.8, 0.5, 0.3, 0.55]])
-      >>> d3s_tokens(jnp.array([[1.5, 1.5, 1.5, 2.0, 2.0]]), h, h > 0, 0.4).astype(int).tolist()
-      [[0, 1, 0, 0, 1]]
+      >>> jax.jit(d3s_tokens)(jnp.array([[1.5, 1.5, 1.5, 2.0, 2.0]]), h, h > 0, 0.4).tolist()
+      [[False, True, False, False, True]]
     """
     if scope not in SCOPES:
         raise ValueError(f"scope = {scope!r} is unknown; allowed: {', '.join(SCOPES)}")
@@ -273,7 +273,7 @@ def red_drop(rewards: ArrayLike, key: Array, *, rewarded: ArrayLike | None = Non
       ValueError: rank other than 2, or shapes that differ.
 
     Example:
-      >>> kept = red_drop(jnp.array([[1.0, 0.0, 0.0, 0.0, 0.0]]), jax.random.key(0))
+      >>> kept = jax.jit(red_drop)(jnp.array([[1.0, 0.0, 0.0, 0.0, 0.0]]), jax.random.key(0))
       >>> bool(kept[0, 0]), int(kept.sum())
       (True, 2)
     """

@@ -64,7 +64,7 @@ def otr_loss(
 
     Example:
       >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-      >>> bool(otr_loss(logits, jnp.array([0]), jnp.array([True]), jax.random.key(0)) > 0)
+      >>> bool(jax.jit(otr_loss)(logits, jnp.array([0]), jnp.array([True]), jax.random.key(0)) > 0)
       True
     """
     logits, targets, mask = _checked(logits, targets, mask, temperature, beta)
@@ -127,7 +127,7 @@ def otr_exact_loss(
 
     Example:
       >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-      >>> print(f"{float(otr_exact_loss(logits, jnp.array([0]), jnp.array([True]))):.6f}")
+      >>> print(f"{float(jax.jit(otr_exact_loss)(logits, jnp.array([0]), jnp.array([True]))):.6f}")
       0.245400
     """
     logits, targets, mask = _checked(logits, targets, mask, temperature, beta)
@@ -173,7 +173,7 @@ def streamed_otr(
 
     Example:
       >>> hidden, lm_head = jnp.ones((1, 1, 1)), jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
-      >>> loss, nll = streamed_otr(hidden, lm_head, jnp.array([[0]]), jnp.array([[True]]))
+      >>> loss, nll = jax.jit(streamed_otr)(hidden, lm_head, jnp.array([[0]]), jnp.array([[True]]))
       >>> print(f"{float(loss):.6f} {float(nll):.6f}")
       0.245400 0.693147
     """

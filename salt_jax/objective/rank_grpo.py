@@ -290,8 +290,9 @@ def rank_loss(
 
     Example:
       >>> zeros, segments = jnp.zeros((1, 3)), jnp.array([[0, 0, 1]])
+      >>> loss = jax.jit(rank_loss, static_argnames="form")
       >>> for form in ("release", "paper"):
-      ...   total, denominator, _ = rank_loss(zeros, zeros, jnp.array([[1., -1.]]), segments, zeros == 0, form=form)
+      ...   total, denominator, _ = loss(zeros, zeros, jnp.array([[1., -1.]]), segments, zeros == 0, form=form)
       ...   print(round(float(total / denominator), 4))
       -0.3333
       0.0

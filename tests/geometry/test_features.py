@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from salt_jax import geometry, vocab
+from tests.one_program import one_program
 from tests.reference import geometry as reference
 from tests.reference.jaxpr import largest_array
 from tests.training_setup import compiled_as_users_do
@@ -60,7 +61,7 @@ def test_lm_head_gram_matches_explicit_features(chunk_size, temperature, length_
     got = compiled("lm_head_gram", chunk_size, length_normalize)(*inputs, temperature=temperature)
     rows = reference.features(*inputs, temperature=temperature, length_normalize=length_normalize)
     np.testing.assert_allclose(got, reference.gram(rows), **TOLERANCE)
-    np.testing.assert_array_equal(got[2], 0.0)  # the empty rollout
+    np.testing.assert_array_equal(np.asarray(got)[2], 0.0)  # the empty rollout
 
 
 @pytest.mark.parametrize("chunk_size", CHUNKS)
@@ -75,8 +76,8 @@ def test_taken_token_gram_matches_explicit_features(chunk_size, length_normalize
 @pytest.mark.parametrize("chunk_size", [3, 64])
 def test_a_given_log_normalizer_saves_a_pass_and_changes_nothing(chunk_size):
     hidden, lm_head, targets, mask = example()
-    normalizer = vocab.token_log_probs(hidden, lm_head, targets, temperature=0.7).log_normalizer
-    normalizer = jnp.where(mask, normalizer, jnp.nan)  # masked entries do not matter here either
+    normalizer = one_program(vocab.token_log_probs)(hidden, lm_head, targets, temperature=0.7).log_normalizer
+    normalizer = np.where(mask, normalizer, np.float32(np.nan))  # masked entries do not matter here either
     run = compiled("lm_head_gram", chunk_size)
     reused = run(hidden, lm_head, targets, mask, temperature=0.7, log_normalizer=normalizer)
     np.testing.assert_allclose(reused, run(hidden, lm_head, targets, mask, temperature=0.7), **TOLERANCE)
@@ -115,7 +116,7 @@ def test_permutation_padding_and_no_gradient(route):
     )
     np.testing.assert_allclose(longer, gram, **TOLERANCE)
     total = lambda h, w: getattr(geometry, route)(h, w, targets, mask).sum()
-    for gradient in jax.grad(total, argnums=(0, 1))(hidden, lm_head):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, lm_head):
         np.testing.assert_array_equal(gradient, 0.0)
 
 
@@ -130,9 +131,9 @@ def lm_head_loss(params, rollout):
 @pytest.mark.parametrize("microbatch", [None, 1, 2, 4])
 def test_per_rollout_gradients_of_the_lm_head_give_lm_head_gram(microbatch):
     hidden, lm_head, targets, mask = example()
-    params = {"lm_head": lm_head, "unused": jnp.ones(3)}
+    params = {"lm_head": lm_head, "unused": np.ones(3, np.float32)}
     rollouts = (hidden, targets, mask)
-    got = geometry.per_rollout_gram(lm_head_loss, params, rollouts, microbatch=microbatch)
+    got = one_program(geometry.per_rollout_gram)(lm_head_loss, params, rollouts, microbatch=microbatch)
     expected = compiled("lm_head_gram", 3)(hidden, lm_head, targets, mask, temperature=0.7)
     np.testing.assert_allclose(got, expected, **TOLERANCE)
 
@@ -240,7 +241,7 @@ def test_float64_where_it_is_enabled():
     hidden, lm_head, targets, mask = example()
     expected = reference.gram(reference.features(hidden, lm_head, targets, mask))
     with jax.enable_x64(True):
-        got = geometry.lm_head_gram(
+        got = one_program(geometry.lm_head_gram)(
             hidden.astype(np.float64), lm_head.astype(np.float64), targets, mask, accumulation_dtype=np.float64
         )
         assert got.dtype == np.float64
@@ -277,13 +278,11 @@ def test_golden_lm_head_gram(golden, case):
         hidden, lm_head, targets, mask, gram, log_probs = (data[f"{name}_{case}"] for name in names)
     targets = targets.astype(np.int32)
     temperature = row["temperature"]
-    got = geometry.lm_head_gram(
-        hidden, lm_head, targets, mask, temperature=temperature, length_normalize=False, chunk_size=32
-    )
+    got = compiled("lm_head_gram", 32, False)(hidden, lm_head, targets, mask, temperature=temperature)
     # float32 sums of t terms per token: a few eps of the largest entry.
     expected = gram * temperature**2
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-6 * np.abs(expected).max())
-    out = vocab.token_log_probs(hidden, lm_head, targets, temperature=temperature, chunk_size=32)
+    out = one_program(vocab.token_log_probs)(hidden, lm_head, targets, temperature=temperature, chunk_size=32)
     np.testing.assert_allclose(
         np.where(mask, out.log_probs, 0), np.where(mask, log_probs, 0), rtol=1e-5, atol=1e-5
     )

@@ -12,6 +12,7 @@ import pytest
 from experiments.benchmarks.collectives import collectives
 from salt_jax import geometry, vocab
 from salt_jax.layout import Layout
+from tests.one_program import one_program
 
 pytestmark = pytest.mark.mesh
 M, T, H, V = 16, 3, 8, 32
@@ -54,28 +55,29 @@ def test_gram_matrices_equal_one_device(shape):
         (geometry.taken_token_gram, {"chunk_size": 4}),
     ):
         got = jax.jit(functools.partial(function, layout=layout(shape), **how))(*arguments)
-        close(got, function(*example(), **how))
+        close(got, one_program(function)(*example(), **how))
         assert got.sharding.is_fully_replicated
+
+
+@functools.partial(jax.jit, static_argnames="where")
+def statistics(hidden, lm_head, targets, mask, where):
+    """Log-probs and entropies, their gradients, and the Gram matrix of the sketch."""
+
+    def total(hidden, lm_head):
+        out = vocab.token_log_probs(hidden, lm_head, targets, temperature=0.7, chunk_size=5, layout=where)
+        return jnp.sum(jnp.cos(hidden[..., 0]) * out.log_probs) + 0.3 * out.entropy.sum(), out
+
+    values, gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, lm_head)
+    features = geometry.lm_head_sketch(
+        hidden, lm_head, targets, mask, jax.random.key(1), rank_vocab=8, rank_hidden=4, chunk_size=5, layout=where
+    )
+    return values, gradients, geometry.sketch_gram(features, layout=where)
 
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_log_probs_gradients_and_sketches_equal_one_device(shape):
-    key = jax.random.key(1)
-
-    def program(hidden, lm_head, targets, mask, where):
-        def total(hidden, lm_head):
-            out = vocab.token_log_probs(hidden, lm_head, targets, temperature=0.7, chunk_size=5, layout=where)
-            return jnp.sum(jnp.cos(hidden[..., 0]) * out.log_probs) + 0.3 * out.entropy.sum(), out
-
-        values, gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, lm_head)
-        features = geometry.lm_head_sketch(
-            hidden, lm_head, targets, mask, key, rank_vocab=8, rank_hidden=4, chunk_size=5, layout=where
-        )
-        return values, gradients, geometry.sketch_gram(features, layout=where)
-
-    got = jax.jit(functools.partial(program, where=layout(shape)))(*placed(shape, example()))
-    expected = jax.jit(functools.partial(program, where=None))(*example())
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+    got = statistics(*placed(shape, example()), where=layout(shape))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(statistics(*example(), where=None)), strict=True):
         close(one, other)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from salt_jax import geometry, vocab
+from tests.one_program import one_program
 from tests.reference import geometry as reference
 from tests.reference.jaxpr import largest_array
 
@@ -32,7 +33,7 @@ def exact():
 
 
 def sketch(key, **arguments):
-    return geometry.lm_head_sketch(*example(), key, temperature=0.7, **arguments)
+    return one_program(geometry.lm_head_sketch)(*example(), key, temperature=0.7, **arguments)
 
 
 @pytest.mark.parametrize("ranks", [{"rank_vocab": V, "rank_hidden": H}, {"rank_vocab": 512, "rank_hidden": 64}])
@@ -69,21 +70,22 @@ def test_more_columns_less_error():
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 20])
 def test_chunks_change_nothing(chunk_size):
     key = jax.random.key(3)
-    got = jax.jit(functools.partial(sketch, chunk_size=chunk_size, **RANKS))(key)
+    got = sketch(key, chunk_size=chunk_size, **RANKS)
     np.testing.assert_allclose(got, sketch(key, **RANKS), rtol=1e-5, atol=1e-5)
 
 
 def test_rows_of_signs_depend_on_key_and_id_alone():
     key = vocab.sign_key(jax.random.key(0))
-    rows = np.asarray(vocab.signs(key, jnp.arange(300), 40))
+    signs = one_program(vocab.signs)
+    rows = np.asarray(signs(key, np.arange(300), 40))
     assert set(np.unique(rows)) == {-1.0, 1.0}
-    np.testing.assert_array_equal(vocab.signs(key, jnp.array([[7, 250], [0, 7]]), 40), rows[[[7, 250], [0, 7]]])
-    np.testing.assert_array_equal(vocab.signs(key, jnp.arange(300), 8), rows[:, :8])
+    np.testing.assert_array_equal(signs(key, np.array([[7, 250], [0, 7]]), 40), rows[[[7, 250], [0, 7]]])
+    np.testing.assert_array_equal(signs(key, np.arange(300), 8), rows[:, :8])
     gram = rows @ rows.T / 40  # 44,850 pairs of mean 0 and standard deviation 1/√40
     off = gram[~np.eye(300, dtype=bool)]
     assert abs(off.mean()) < 5 / np.sqrt(40 * 44_850)
     assert abs(off.std() - 1 / np.sqrt(40)) < 0.01
-    assert not np.array_equal(rows, vocab.signs(vocab.sign_key(jax.random.key(1)), jnp.arange(300), 40))
+    assert not np.array_equal(rows, signs(vocab.sign_key(jax.random.key(1)), np.arange(300), 40))
 
 
 def test_masked_garbage_permutation_and_no_gradient():
@@ -93,7 +95,7 @@ def test_masked_garbage_permutation_and_no_gradient():
     clean = run(hidden, targets, mask)
     dirty = run(np.where(mask[:, :, None], hidden, np.nan), np.where(mask, targets, -7), mask)
     np.testing.assert_array_equal(dirty, clean)
-    np.testing.assert_array_equal(clean[3], 0.0)  # the empty rollout
+    np.testing.assert_array_equal(np.asarray(clean)[3], 0.0)  # the empty rollout
     order = np.array([5, 2, 0, 1, 4, 3])
     shuffled = run(hidden[order], targets[order], mask[order])
     np.testing.assert_allclose(
@@ -101,7 +103,7 @@ def test_masked_garbage_permutation_and_no_gradient():
         atol=1e-5,
     )
     total = lambda h, w: geometry.lm_head_sketch(h, w, targets, mask, key, **RANKS).sum()
-    for gradient in jax.grad(total, argnums=(0, 1))(hidden, lm_head):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1)))(hidden, lm_head):
         np.testing.assert_array_equal(gradient, 0.0)
     bad = np.asarray(run(hidden, np.where(np.arange(M)[:, None] == 4, V, targets), mask))  # no such token
     assert np.isnan(bad[4]).all()
@@ -115,11 +117,12 @@ def test_the_tokens_taken_most_are_kept():
         for t in range(T):
             if mask[i, t]:
                 energy[targets[i, t]] += 1 / mask[i].sum() ** 2
-    kept = geometry.heavy_tokens(jnp.asarray(targets), jnp.asarray(mask), V, 8)
+    heavy_tokens = one_program(geometry.heavy_tokens)
+    kept = np.asarray(heavy_tokens(targets, mask, V, 8))
     assert kept.shape == (7,)  # seven eighths
     assert len(set(kept.tolist())) == 7
     assert energy[kept].min() >= np.delete(energy, kept).max()
-    np.testing.assert_array_equal(geometry.heavy_tokens(jnp.asarray(targets), jnp.asarray(mask), V, V), np.arange(V))
+    np.testing.assert_array_equal(heavy_tokens(targets, mask, V, V), np.arange(V))
 
 
 def test_the_basis_finds_the_principal_directions():
@@ -128,13 +131,12 @@ def test_the_basis_finds_the_principal_directions():
     moment = rows.T @ rows
     values, vectors = np.linalg.eigh(moment)
     basis = geometry.start_basis(H, 4)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-5)
-    np.testing.assert_allclose(
-        geometry.hidden_moment(jnp.asarray(hidden), jnp.asarray(mask), basis), moment @ np.asarray(basis), rtol=1e-4,
-        atol=1e-5,
-    )  # fmt: skip
+    np.testing.assert_allclose(np.asarray(basis).T @ np.asarray(basis), np.eye(3), atol=1e-5)
+    of_batch = jax.jit(lambda basis: geometry.hidden_moment(hidden, mask, basis))
+    np.testing.assert_allclose(of_batch(basis), moment @ np.asarray(basis), rtol=1e-4, atol=1e-5)
+    improved = jax.jit(lambda basis: geometry.orthonormal(of_batch(basis)))
     for _ in range(60):
-        basis = geometry.orthonormal(geometry.hidden_moment(jnp.asarray(hidden), jnp.asarray(mask), basis))
+        basis = improved(basis)
     top = vectors[:, -3:]
     np.testing.assert_allclose(top @ top.T, np.asarray(basis) @ np.asarray(basis).T, atol=1e-3)
     assert values[-3] > 1.05 * values[-4]
@@ -162,8 +164,8 @@ def test_a_step_can_use_the_pass_that_made_its_log_probs():
     hidden, lm_head, targets, mask = example()
     key, heavy = jax.random.key(5), geometry.heavy_tokens(jnp.asarray(targets), jnp.asarray(mask), V, 8)
     basis = geometry.start_basis(H, 4)
-    plain = vocab.token_log_probs(hidden, lm_head, targets, temperature=0.7, chunk_size=6)
-    out, projected = vocab.projected_log_probs(
+    plain = one_program(vocab.token_log_probs)(hidden, lm_head, targets, temperature=0.7, chunk_size=6)
+    out, projected = one_program(vocab.projected_log_probs)(
         hidden, lm_head, targets, key, heavy, num_signs=geometry.num_signs(8, V), temperature=0.7, chunk_size=6
     )
     for got, expected in zip(out, plain, strict=True):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salt_jax import geometry
+from tests.one_program import one_program
 from tests.reference import geometry as reference
 from tests.reference import salt as salt_reference
 
@@ -159,13 +160,14 @@ def test_closed_forms():
 def test_dominant_subspace():
     rows, c = example(2)
     gram, c32 = as_inputs(rows, c)
-    basis = geometry.spectrum(gram)
+    basis = one_program(geometry.spectrum)(gram)
+    projection, gap_below = one_program(geometry.dominant_projection), one_program(geometry.relative_eigengap)
     left, singular, _ = np.linalg.svd(rows, full_matrices=False)
     values = np.asarray(basis.values) * 2.0 ** int(basis.exponent)
     np.testing.assert_allclose(values, singular**2, rtol=1e-4, atol=1e-5)
     for k in range(M + 1):
         p = salt_reference.projector(left.T[:k]) if k else np.zeros((M, M))
-        np.testing.assert_allclose(geometry.dominant_projection(basis, k, c32), p @ c, atol=2e-5)
+        np.testing.assert_allclose(projection(basis, np.int32(k), c32), p @ c, atol=2e-5)
         gap = (
             0.0
             if k == 0
@@ -173,8 +175,8 @@ def test_dominant_subspace():
             if k == M
             else (singular[k - 1] ** 2 - singular[k] ** 2) / singular[k - 1] ** 2
         )
-        np.testing.assert_allclose(geometry.relative_eigengap(basis, k), gap, atol=2e-5)
-    np.testing.assert_array_equal(geometry.dominant_projection(basis, M, c32), c32)  # exactly the identity
+        np.testing.assert_allclose(gap_below(basis, np.int32(k)), gap, atol=2e-5)
+    np.testing.assert_array_equal(projection(basis, np.int32(M), c32), c32)  # exactly the identity
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,6 +11,7 @@ import pytest
 
 from salt_jax.geometry import subspace
 from salt_jax.geometry.numerics import normalized
+from tests.one_program import one_program
 
 M = 96
 """Block of 48 vectors, k up to 41. One shape and one compilation for almost every test."""
@@ -215,7 +216,7 @@ def turned(found: subspace.Block, gram: np.ndarray) -> float:
 
 
 def scaled(gram: np.ndarray) -> jax.Array:
-    return normalized(jnp.asarray(gram, jnp.float32), None)[0]
+    return one_program(normalized)(np.asarray(gram, np.float32), None)[0]
 
 
 @pytest.mark.parametrize("name", [name for name in ACCEPTED if "duplicates" not in name])
@@ -242,7 +243,7 @@ def test_an_iteration_cut_short_is_refused_and_its_bound_holds(monkeypatch):
         assert subspace.TOLERANCE / 30 < turned(found, gram) <= 2 * found.error
     # Another shape than elsewhere: JAX may remember how the unchanged function was traced.
     gram, x = gram[:-1, :-1], vectors()[:, :-1]
-    got = subspace.dominant_part(gram, jnp.asarray(k), jnp.asarray(x, jnp.float32), eigen="iterative")
+    got = one_program(subspace.dominant_part)(gram, jnp.asarray(k), x.astype(np.float32), eigen="iterative")
     assert bool(got.fallback)
     assert_exact(got, gram, k, x)
 
@@ -257,8 +258,8 @@ def test_a_breakdown_is_refused(bad):
 
 @pytest.mark.parametrize("m", [1, 2, 3])
 def test_tiny_grams_fall_back(m):
-    gram, x = jnp.diag(jnp.arange(1.0, m + 1)), jnp.ones((2, m))
-    got = subspace.dominant_part(gram, jnp.asarray(1), x, eigen="iterative")
+    gram, x = np.diag(np.arange(1, m + 1, dtype=np.float32)), np.ones((2, m), np.float32)
+    got = one_program(subspace.dominant_part)(gram, jnp.asarray(1), x, eigen="iterative")
     assert (int(got.k), bool(got.fallback)) == (1, True)
     np.testing.assert_array_equal(got.projected, np.ones((2, m)) * (np.arange(m) == m - 1))
 

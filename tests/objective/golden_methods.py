@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 # precision -> relative and absolute tolerance against the float64 numbers of the file
@@ -31,7 +30,7 @@ def evaluate(function: Callable[..., Any], *arrays: Any, precision: str) -> Any:
 
     def cast(x: Any) -> Any:
         x = np.asarray(x)
-        return jnp.asarray(x, precision) if x.dtype.kind == "f" else jnp.asarray(x)
+        return x.astype(precision) if x.dtype.kind == "f" else x
 
     with jax.enable_x64(precision == "float64"):
         return jax.tree.map(np.asarray, jax.jit(function)(*[cast(x) for x in arrays]))

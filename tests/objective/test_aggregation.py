@@ -1,10 +1,10 @@
 """Aggregations by themselves; with a surrogate they are in test_losses.py."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from salt_jax.objective.aggregation import AGGREGATIONS, NEED_MAX_LENGTH, WHOLE_BATCH, check_aggregation
+from tests.one_program import one_program
 
 MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.float32)
 
@@ -20,7 +20,7 @@ MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], np.float32)
     ],
 )
 def test_weights_and_denominators(name, weights, denominator):
-    found_weights, found = AGGREGATIONS[name](jnp.asarray(MASK), jnp.ones(3), 5)
+    found_weights, found = one_program(AGGREGATIONS[name])(MASK, np.ones(3, np.float32), 5)
     np.testing.assert_allclose(found_weights, weights, rtol=1e-7)
     assert float(found) == denominator
     assert found.dtype == MASK.dtype
@@ -28,7 +28,7 @@ def test_weights_and_denominators(name, weights, denominator):
 
 def test_only_those_of_whole_batches_have_a_denominator_that_does_not_add_up():
     def denominators(name, mask):
-        return float(AGGREGATIONS[name](jnp.asarray(mask), jnp.ones(len(mask)), 5)[1])
+        return float(one_program(AGGREGATIONS[name])(mask, np.ones(len(mask), np.float32), 5)[1])
 
     apart = {
         name for name in AGGREGATIONS

@@ -27,6 +27,7 @@ from tests.objective.golden_methods import PRECISIONS, assert_close, case, evalu
 from tests.reference import advantages_family as reference
 
 drop = jax.jit(red_drop)
+informative = jax.jit(informative_groups, static_argnames="keep_singletons")
 tokens_of = jax.jit(d3s_tokens, static_argnames="scope")
 choose = jax.jit(lambda values, keep, counted: max_variance(values, keep, counted=counted))
 
@@ -163,7 +164,7 @@ def test_permuting_distinct_values_permutes_the_choice():
     singles=st.booleans(),
 )
 def test_informative_groups_equal_loops(rewards, rewarded, singles):
-    result = informative_groups(np.where(rewarded, rewards, np.nan), rewarded=rewarded, keep_singletons=singles)
+    result = np.asarray(informative(np.where(rewarded, rewards, np.nan), rewarded=rewarded, keep_singletons=singles))
     for row, known, kept in zip(rewards, rewarded, result, strict=True):
         values = row[known]
         expected = singles if len(values) == 1 else len(values) > 1 and values.max() > values.min()

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from salt_jax.objective import AGGREGATIONS, ObjectiveConfig, finalize, loss, merge, policy_loss
 from salt_jax.objective.aggregation import NEED_MAX_LENGTH, WHOLE_BATCH
+from tests.one_program import one_program
 from tests.reference import objective as reference
 
 N, T = 6, 5
@@ -67,7 +68,7 @@ def test_equals_loops(aggregation, kl_estimator, per_token_advantages):
 
 def test_every_metric_is_reached_by_the_batch():
     arrays, extra = split(make_batch())
-    final = finalize(policy_loss(*arrays, **extra)[2])
+    final = finalize(one_program(policy_loss)(*arrays, **extra)[2])
     assert 0 < final["clip_fraction_low"] < 1
     assert 0 < final["clip_fraction_high"] < 1
 
@@ -108,14 +109,32 @@ def test_no_gradient_but_through_log_probs_and_entropy():
             arrays[0], old, advantages, arrays[3], ref_log_probs=ref, kl_coef=1.0, aggregation="token_mean"
         )[0]
 
-    for gradient in jax.grad(total, argnums=(0, 1, 2))(arrays[1], arrays[2], extra["ref_log_probs"]):
+    for gradient in jax.jit(jax.grad(total, argnums=(0, 1, 2)))(arrays[1], arrays[2], extra["ref_log_probs"]):
         np.testing.assert_array_equal(gradient, 0)
+
+
+@functools.cache
+def program(aggregation, **options):
+    """(log_probs, entropy, other arrays) -> (sum, (denominator, metrics)), gradients in the first two."""
+
+    def total(log_probs, entropy, others):
+        value, *aux = policy_loss(log_probs, **others, entropy=entropy, **options_for(aggregation, **options))
+        return value, aux
+
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+
+
+def value_and_gradients(batch, aggregation, **options):
+    """(sum, denominator, metrics, gradients in log_probs and in entropy)."""
+    others = dict(batch)
+    arrays = others.pop("log_probs"), others.pop("entropy")
+    (total, (denominator, metrics)), gradients = program(aggregation, **options)(*arrays, others)
+    return jax.device_get((total, denominator, metrics, gradients))
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("garbage", [np.nan, np.inf, -np.inf, 1e30])
 def test_masked_garbage_changes_nothing(aggregation, garbage):
-    options = options_for(aggregation, kl_coef=0.2, entropy_coef=0.1)
     batch = make_batch()
     # A row without tokens may carry a NaN advantage (a missing reward, say).
     dirty = {name: x if name == "mask" else x.copy() for name, x in batch.items()}
@@ -123,19 +142,8 @@ def test_masked_garbage_changes_nothing(aggregation, garbage):
         dirty[name][~batch["mask"]] = garbage
     dirty["advantages"][~batch["mask"].any(axis=1)] = garbage
 
-    def value_and_grads(batch):
-        arrays, extra = split(batch)
-
-        def with_aux(x, entropy):
-            total, *aux = policy_loss(x, *arrays[1:], **(extra | {"entropy": entropy}), **options)
-            return total, aux
-
-        (total, (denominator, metrics)), gradients = jax.value_and_grad(
-            with_aux, argnums=(0, 1), has_aux=True
-        )(arrays[0], extra["entropy"])
-        return total, denominator, gradients, finalize(metrics)
-
-    jax.tree.map(np.testing.assert_array_equal, value_and_grads(dirty), value_and_grads(batch))
+    found, expected = (value_and_gradients(x, aggregation, kl_coef=0.2, entropy_coef=0.1) for x in (dirty, batch))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -149,7 +157,7 @@ def test_everything_masked(aggregation):
         total, denominator, metrics = policy_loss(x, *arrays[1:], **extra, **options)
         return total / jnp.maximum(denominator, 1), (total, denominator, metrics)
 
-    (value, (total, denominator, metrics)), gradient = jax.value_and_grad(divided, has_aux=True)(arrays[0])
+    (value, (total, denominator, metrics)), gradient = jax.jit(jax.value_and_grad(divided, has_aux=True))(arrays[0])
     assert float(value) == float(total) == 0
     assert float(denominator) == {"dr_grpo": N * 7, "token_sum_norm": 7}.get(aggregation, 0)
     np.testing.assert_array_equal(gradient, 0)
@@ -160,26 +168,19 @@ def test_everything_masked(aggregation):
 @pytest.mark.parametrize("num_parts", [2, 3, 6])
 def test_microbatches_add_up(aggregation, num_parts):
     batch = make_batch()
-    options = options_for(aggregation, kl_coef=0.3, entropy_coef=0.05)
 
     def evaluate(rows):
-        arrays, extra = split({name: x[rows] for name, x in batch.items()})
-
-        def total(x):
-            value, denominator, metrics = policy_loss(x, *arrays[1:], **extra, **options)
-            return value, (denominator, metrics)
-
-        (value, (denominator, metrics)), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(arrays[0])
-        return value, denominator, metrics, gradient
+        part = {name: x[rows] for name, x in batch.items()}
+        return value_and_gradients(part, aggregation, kl_coef=0.3, entropy_coef=0.05)
 
     whole = evaluate(slice(None))
     parts = [evaluate(slice(i * N // num_parts, (i + 1) * N // num_parts)) for i in range(num_parts)]
-    metrics = jax.tree.map(jnp.zeros_like, whole[2])  # zeros are the identity of merge
+    metrics = jax.tree.map(np.zeros_like, whole[2])  # zeros are the identity of merge
     for part in parts:
-        metrics = merge(metrics, part[2])
+        metrics = jax.jit(merge)(metrics, part[2])
     np.testing.assert_allclose(sum(part[0] for part in parts), whole[0], rtol=1e-5)
     assert float(sum(part[1] for part in parts)) == float(whole[1])
-    np.testing.assert_allclose(np.concatenate([part[3] for part in parts]), whole[3], rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate([part[3][0] for part in parts]), whole[3][0], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), metrics, whole[2])
 
 
@@ -193,20 +194,23 @@ def test_padding_rows_and_columns_change_nothing(aggregation):
     }
     padded["mask"][:N, T:] = False  # padding rows keep mask = 1: `valid` alone must exclude them
     arrays, extra = split(batch)
-    expected = policy_loss(*arrays, **extra, **options)
+    expected = one_program(policy_loss)(*arrays, **extra, **options)
     arrays, extra = split(padded)
-    result = policy_loss(*arrays, **extra, **options, valid=np.arange(N + 2) < N)
+    result = one_program(policy_loss)(*arrays, **extra, **options, valid=np.arange(N + 2) < N)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), result, expected)
+
+
+@jax.jit
+@jax.value_and_grad
+def of_one_token(log_probs, advantages):
+    zeros = jnp.zeros((1, 1))
+    return policy_loss(log_probs, zeros, advantages, zeros == 0, ref_log_probs=zeros, kl_coef=0.1)[0]
 
 
 @pytest.mark.parametrize("gap", [1e4, -1e4, 25.0, -25.0])
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_extreme_log_ratios(gap, advantage):
-    def total(x):
-        zeros = jnp.zeros((1, 1))
-        return policy_loss(x, zeros, jnp.array([advantage]), zeros == 0, ref_log_probs=zeros, kl_coef=0.1)[0]
-
-    value, gradient = jax.jit(jax.value_and_grad(total))(jnp.full((1, 1), gap))
+    value, gradient = of_one_token(np.full((1, 1), gap, np.float32), np.float32([advantage]))
     expected = reference.policy_loss(
         [[gap]], [[0.0]], [advantage], [[1]], ref_log_probs=[[0.0]], kl_coef=0.1
     )[0]
@@ -218,17 +222,15 @@ def test_extreme_log_ratios(gap, advantage):
 def test_on_policy_gradient_is_the_policy_gradient(clip):
     """At r = 1 the gradient is −A, also where the bounds touch 1 (a tie that `minimum` would halve)."""
     arrays, _ = split(make_batch())
-    gradient = jax.grad(
-        lambda x: policy_loss(x, arrays[0], arrays[2], np.ones((N, T), bool), clip_low=clip, clip_high=clip)[
-            0
-        ]
-    )(arrays[0])
+    everywhere = np.ones((N, T), bool)
+    total = lambda x: policy_loss(x, arrays[0], arrays[2], everywhere, clip_low=clip, clip_high=clip)[0]
+    gradient = jax.jit(jax.grad(total))(arrays[0])
     np.testing.assert_allclose(gradient, np.repeat(-arrays[2][:, None], T, axis=1), rtol=1e-6)
 
 
 def test_bfloat16_is_computed_in_float32():
     arrays, _ = split(make_batch())
-    total, denominator, metrics = policy_loss(*[jnp.asarray(x, jnp.bfloat16) for x in arrays[:3]], arrays[3])
+    total, denominator, metrics = one_program(policy_loss)(*[x.astype(jnp.bfloat16) for x in arrays[:3]], arrays[3])
     assert {x.dtype for x in jax.tree.leaves((total, denominator, metrics))} == {jnp.dtype(jnp.float32)}
 
 
@@ -343,12 +345,12 @@ def test_golden_vectors(golden):
         with jax.enable_x64(x64):
             for name, options in calls.items():
                 total, denominator, _ = jax.jit(functools.partial(policy_loss, **options))(
-                    jnp.asarray(new), jnp.asarray(old), jnp.array(inputs["adv"]), jnp.array(inputs["mask"])
+                    new, old, np.array(inputs["adv"]), np.array(inputs["mask"])
                 )
-                np.testing.assert_allclose(total / denominator, expected[name], rtol=rtol)
+                np.testing.assert_allclose(np.asarray(total) / np.asarray(denominator), expected[name], rtol=rtol)
             for name, options in per_token.items():
-                program = jax.jit(functools.partial(policy_loss, **options))
+                of_one = jax.jit(functools.partial(policy_loss, **options))
                 for n, t in np.argwhere(inputs["mask"]):
-                    one = [jnp.asarray(x[n : n + 1, t : t + 1]) for x in (new, old)]
-                    total, _, _ = program(*one, jnp.asarray(inputs["adv"][n : n + 1]), jnp.ones((1, 1)))
+                    one = [x[n : n + 1, t : t + 1] for x in (new, old)]
+                    total, _, _ = of_one(*one, np.array(inputs["adv"][n : n + 1]), np.ones((1, 1)))
                     np.testing.assert_allclose(total, expected[name][n][t], rtol=rtol)

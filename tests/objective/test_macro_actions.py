@@ -1,6 +1,5 @@
 """Segments, macro rewards and macro surrogates: loops, closed forms, and block 6 of selection_vectors.txt."""
 
-import functools
 import re
 
 import jax
@@ -11,19 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salt_jax.objective.losses import finalize, policy_loss
-from salt_jax.objective.macro_actions import (
-    fixed_segments,
-    macro_discounted,
-    macro_loss,
-    macro_rewards,
-    macro_token_weights,
-    perplexity_segments,
-    random_segments,
-    segment_sum,
-    to_tokens,
-)
+from salt_jax.objective import losses, macro_actions
+from salt_jax.objective.macro_actions import perplexity_segments
 from salt_jax.objective.surrogates import SURROGATES, SurrogateOptions, TokenInputs
+from tests.one_program import one_program
+
+finalize, policy_loss = one_program(losses.finalize), one_program(losses.policy_loss)
+fixed_segments, random_segments = one_program(macro_actions.fixed_segments), one_program(macro_actions.random_segments)
+macro_discounted, macro_loss = one_program(macro_actions.macro_discounted), one_program(macro_actions.macro_loss)
+macro_rewards = one_program(macro_actions.macro_rewards)
+macro_token_weights = one_program(macro_actions.macro_token_weights)
+segment_sum, to_tokens = one_program(macro_actions.segment_sum), one_program(macro_actions.to_tokens)
 
 N, T = 4, 7
 MASK = np.arange(T)[None] < np.array([[7], [4], [0], [1]])
@@ -48,7 +45,7 @@ def test_fixed_segments():
 def test_random_segments_have_the_given_lengths():
     mask = np.ones((200, 40), bool)
     mask[0, 7:] = False
-    found = np.asarray(jax.jit(random_segments, static_argnames="lengths")(jax.random.key(1), mask, lengths=(2, 3, 7)))
+    found = np.asarray(random_segments(jax.random.key(1), mask, lengths=(2, 3, 7)))
     np.testing.assert_array_equal(found[0, 7:], -1)
     counts = {2: 0, 3: 0, 7: 0}
     for row, here in zip(found, mask, strict=True):
@@ -87,19 +84,19 @@ def test_perplexity_segments_equal_loops(log_probs, mask):
 def test_sums_and_back():
     values = np.random.default_rng(0).normal(size=(N, T)).astype(np.float32)
     dirty = np.where(MASK, values, np.nan)
-    sums = np.asarray(segment_sum(jnp.asarray(dirty), jnp.asarray(SEGMENTS), jnp.asarray(MASK)))
+    sums = np.asarray(segment_sum(dirty, SEGMENTS, MASK))
     for n in range(N):
         for k in range(T):
             expected = sum(values[n, t] for t in range(T) if MASK[n, t] and SEGMENTS[n, t] == k)
             np.testing.assert_allclose(sums[n, k], expected, rtol=1e-6, atol=1e-6)
-    back = np.asarray(to_tokens(jnp.asarray(sums), jnp.asarray(SEGMENTS), jnp.asarray(MASK)))
+    back = np.asarray(to_tokens(sums, SEGMENTS, MASK))
     for n, t in np.ndindex(N, T):
         assert back[n, t] == (sums[n, SEGMENTS[n, t]] if MASK[n, t] else 0)
 
 
 def test_ids_beyond_the_last_column_share_it():
-    segments, everywhere = jnp.array([[0, 2, 4, 6]]), jnp.ones((1, 4), bool)
-    sums = segment_sum(jnp.array([[1.0, 2.0, 3.0, 4.0]]), segments, everywhere)
+    segments, everywhere = np.array([[0, 2, 4, 6]]), np.ones((1, 4), bool)
+    sums = segment_sum(np.float32([[1.0, 2.0, 3.0, 4.0]]), segments, everywhere)
     np.testing.assert_array_equal(sums, [[1, 0, 2, 7]])
     np.testing.assert_array_equal(to_tokens(sums, segments, everywhere), [[1, 2, 7, 7]])
 
@@ -111,7 +108,7 @@ def test_ids_beyond_the_last_column_share_it():
 def test_macro_rewards_equal_loops(kind):
     rewards = np.random.default_rng(0).normal(size=(N, T))
     with jax.enable_x64(True):
-        found = macro_rewards(jnp.asarray(np.where(MASK, rewards, np.nan)), jnp.asarray(SEGMENTS), MASK, kind)
+        found = macro_rewards(np.where(MASK, rewards, np.nan), SEGMENTS, MASK, kind)
     expected = np.zeros((N, T))
     for n in range(N):
         for k in range(T):
@@ -129,26 +126,26 @@ def test_macro_rewards_equal_loops(kind):
 
 
 def test_discount_per_segment():
-    advantages = jnp.array([1.0, -2.0, jnp.nan, 3.0])  # a missing reward in a row without tokens
-    found = np.asarray(macro_discounted(advantages, jnp.asarray(SEGMENTS), MASK, 0.5))
+    advantages = np.float32([1.0, -2.0, np.nan, 3.0])  # a missing reward in a row without tokens
+    found = np.asarray(macro_discounted(advantages, SEGMENTS, MASK, 0.5))
     np.testing.assert_allclose(found[0], [0.25, 0.25, 0.25, 0.5, 0.5, 0.5, 1])
     np.testing.assert_allclose(found[1], [-1, -2, -2, -2, 0, 0, 0])
     np.testing.assert_allclose(found[2:, 0], [0, 3])
     np.testing.assert_array_equal(found[~MASK], 0)
-    same = macro_discounted(jnp.ones(N), jnp.asarray(SEGMENTS), MASK, 1.0)
+    same = macro_discounted(np.ones(N, np.float32), SEGMENTS, MASK, 1.0)
     np.testing.assert_array_equal(same, MASK)
-    only_last = macro_discounted(jnp.ones(N), jnp.asarray(SEGMENTS), MASK, 0.0)
-    np.testing.assert_array_equal(only_last[0], [0, 0, 0, 0, 0, 0, 1])
+    only_last = macro_discounted(np.ones(N, np.float32), SEGMENTS, MASK, 0.0)
+    np.testing.assert_array_equal(np.asarray(only_last)[0], [0, 0, 0, 0, 0, 0, 1])
 
 
 def test_bad_options_are_one_clear_line():
-    zeros = jnp.zeros((N, T))
+    zeros = np.zeros((N, T), np.float32)
     with pytest.raises(ValueError, match="kind = 'median' is unknown; allowed: sum, mean, unit, position"):
-        macro_rewards(zeros, jnp.asarray(SEGMENTS), MASK, "median")
+        macro_rewards(zeros, SEGMENTS, MASK, "median")
     with pytest.raises(ValueError, match="gamma = 1.5"):
-        macro_discounted(jnp.ones(N), jnp.asarray(SEGMENTS), MASK, 1.5)
+        macro_discounted(np.ones(N, np.float32), SEGMENTS, MASK, 1.5)
     with pytest.raises(ValueError, match="by = 'row' is unknown; allowed: token, segment"):
-        macro_loss(zeros, jnp.asarray(SEGMENTS), MASK, "row")
+        macro_loss(zeros, SEGMENTS, MASK, "row")
 
 
 # --- losses ---
@@ -163,12 +160,12 @@ def make_batch():
 def test_the_token_weights_turn_the_token_mean_into_the_mean_over_segments():
     batch = make_batch()
     rng = np.random.default_rng(0)
-    losses = rng.normal(size=(N, T))
+    values = rng.normal(size=(N, T))
     with jax.enable_x64(True):
-        weights = macro_token_weights(jnp.asarray(SEGMENTS), MASK, jnp.float64)
-        segments = jnp.asarray(SEGMENTS)
-        total, denominator = macro_loss(jnp.asarray(np.where(MASK, losses, np.nan)), segments, MASK, "segment")
-        by_token = macro_loss(jnp.asarray(losses), segments, MASK)
+        weights = macro_token_weights(SEGMENTS, MASK, jnp.float64)
+        segments = SEGMENTS
+        total, denominator = macro_loss(np.where(MASK, values, np.nan), segments, MASK, "segment")
+        by_token = macro_loss(values, segments, MASK)
         weighted, tokens, metrics = policy_loss(
             *batch, surrogate="macro_sum", segments=SEGMENTS, token_weights=weights
         )
@@ -176,11 +173,11 @@ def test_the_token_weights_turn_the_token_mean_into_the_mean_over_segments():
         metrics = finalize(metrics)
     assert float(denominator) == sum(len(np.unique(SEGMENTS[n][MASK[n]])) for n in range(N))
     means = [
-        losses[n][MASK[n] & (SEGMENTS[n] == k)].mean() for n in range(N) for k in np.unique(SEGMENTS[n][MASK[n]])
+        values[n][MASK[n] & (SEGMENTS[n] == k)].mean() for n in range(N) for k in np.unique(SEGMENTS[n][MASK[n]])
     ]
     np.testing.assert_allclose(total, sum(means), rtol=1e-12)
-    np.testing.assert_allclose(np.sum(np.asarray(weights) * losses * MASK) / MASK.sum(), np.mean(means), rtol=1e-12)
-    np.testing.assert_allclose(by_token, (losses[MASK].sum(), MASK.sum()), rtol=1e-12)
+    np.testing.assert_allclose(np.sum(np.asarray(weights) * values * MASK) / MASK.sum(), np.mean(means), rtol=1e-12)
+    np.testing.assert_allclose(by_token, (values[MASK].sum(), MASK.sum()), rtol=1e-12)
     np.testing.assert_allclose(metrics["token_weight_mean"], 1, rtol=1e-12)
     assert float(tokens) == MASK.sum()
     assert abs(float(weighted) - float(plain[0])) > 1e-3
@@ -238,11 +235,10 @@ def test_vectors_of_the_losses(vectors):
         weights = macro_token_weights(segments, everywhere, jnp.float64)
 
         def mean(**options):
-            program = jax.jit(functools.partial(policy_loss, surrogate=options.pop("surrogate", "ppo_clip")))
-            total, denominator, metrics = program(
+            total, denominator, metrics = policy_loss(
                 LOG_RATIO - 2, np.full((1, T), -2.0), ADVANTAGES, everywhere, **options
             )
-            return -total / denominator, finalize(metrics)
+            return -np.asarray(total) / denominator, finalize(metrics)
 
         objective, metrics = mean()
         official = vectors["A: official form, token ratio x macro advantage, token mean"]
@@ -250,7 +246,7 @@ def test_vectors_of_the_losses(vectors):
         clipped = np.exp(LOG_RATIO) * np.sign(ADVANTAGES) > (1 + 0.2 * np.sign(ADVANTAGES)) * np.sign(ADVANTAGES)
         np.testing.assert_array_equal(np.flatnonzero(clipped), vectors["clipped tokens"])
         high, low = metrics["clip_fraction_high"], metrics["clip_fraction_low"]
-        np.testing.assert_allclose(high + low, len(vectors["clipped tokens"]) / T)
+        np.testing.assert_allclose(float(high) + float(low), len(vectors["clipped tokens"]) / T)
         for name, key in (("macro_sum", "B1 sum"), ("macro_mean", "B2 mean")):
             options = {"surrogate": name, "segments": segments}
             token, segment = mean(**options)[0], mean(**options, token_weights=weights)[0]
@@ -261,25 +257,25 @@ def test_vectors_of_the_losses(vectors):
 def test_vectors_of_the_ratios(vectors):
     keys = {"macro_sum": "B1 macro ratio exp(sum)", "macro_mean": "B2 macro ratio exp(mean) (GSPO-like)"}
     with jax.enable_x64(True):
-        log_ratio = jnp.asarray(LOG_RATIO)
-        tokens = TokenInputs(log_ratio, 0 * log_ratio, jnp.asarray(ADVANTAGES), log_ratio < 1)
+        tokens = TokenInputs(LOG_RATIO, 0 * LOG_RATIO, ADVANTAGES, LOG_RATIO < 1)
         for name, key in keys.items():
-            ratio = SURROGATES[name](tokens, SurrogateOptions(macro_length=3)).ratio
-            np.testing.assert_allclose(ratio[0, ::3], vectors[key], rtol=1e-9)
+            ratio = one_program(SURROGATES[name])(tokens, SurrogateOptions(macro_length=3)).ratio
+            np.testing.assert_allclose(np.asarray(ratio)[0, ::3], vectors[key], rtol=1e-9)
 
 
 def test_vectors_of_rewards_and_discounts(vectors):
     everywhere = np.ones((1, T), bool)
     with jax.enable_x64(True):
         segments = fixed_segments(everywhere, 3)
-        discounted = macro_discounted(jnp.ones(1), segments, everywhere, 0.9)
-        per_token = macro_discounted(jnp.ones(1), fixed_segments(everywhere, 1), everywhere, 0.9)
+        discounted = np.asarray(macro_discounted(np.ones(1), segments, everywhere, 0.9))
+        per_token = np.asarray(macro_discounted(np.ones(1), fixed_segments(everywhere, 1), everywhere, 0.9))
     np.testing.assert_allclose(discounted[0, ::3], vectors["critic-free macro discount A_k=g^(K-1-k)A, A=1"], rtol=1e-9)
     np.testing.assert_allclose(per_token[0], vectors["token discount g^(T-1-t)"], rtol=1e-9)
     # The rewards that the file was made with are not stated; these have its sums, and its means over each segment.
     sums, means = vectors["macro reward sum"], vectors["macro reward 'equal' mean (released code)"]
     rewards = np.array([[sums[0], 0, 0, sums[1], 0, 0, sums[2]]])
     with jax.enable_x64(True):
-        np.testing.assert_allclose(macro_rewards(jnp.asarray(rewards), segments, everywhere)[0, :3], sums, rtol=1e-9)
-        found = macro_rewards(jnp.asarray(rewards), segments, everywhere, "mean")[0, :3]
+        found_sums = np.asarray(macro_rewards(rewards, segments, everywhere))[0, :3]
+        found = np.asarray(macro_rewards(rewards, segments, everywhere, "mean"))[0, :3]
+    np.testing.assert_allclose(found_sums, sums, rtol=1e-9)
     np.testing.assert_allclose(found, means, rtol=1e-9)

@@ -10,18 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salt_jax.objective.rank_grpo import (
-    RANK_REWARDS,
-    item_segments,
-    length_shaping,
-    rank_advantages,
-    rank_loss,
-    rank_rewards,
-    rank_token_weights,
-    relevance,
-    token_advantages,
-)
+from salt_jax.objective import rank_grpo
+from salt_jax.objective.rank_grpo import RANK_REWARDS, rank_loss, relevance
 from tests.objective.golden_methods import PRECISIONS, assert_close, case, evaluate
+from tests.one_program import one_program
+
+item_segments, length_shaping = one_program(rank_grpo.item_segments), one_program(rank_grpo.length_shaping)
+rank_rewards, rank_advantages = one_program(rank_grpo.rank_rewards), one_program(rank_grpo.rank_advantages)
+rank_token_weights = one_program(rank_grpo.rank_token_weights)
+token_advantages = one_program(rank_grpo.token_advantages)
 
 B, G, K, N, T = 3, 4, 3, 4, 8
 
@@ -78,7 +75,7 @@ def test_rewards_equal_loops(kind, gamma):
     with jax.enable_x64(True):
         found = rank_rewards(relevant, kind, gamma)
     np.testing.assert_allclose(found, reward_loops(relevant, kind, gamma), rtol=1e-12)
-    assert rank_rewards(jnp.ones((1, 2), jnp.int32), kind, gamma).dtype == jnp.float32
+    assert rank_rewards(np.ones((1, 2), np.int32), kind, gamma).dtype == jnp.float32
 
 
 def advantage_loops(rewards, rewarded, ddof, eps):
@@ -122,7 +119,7 @@ def test_a_place_without_signal_is_exactly_zero():
 
 @given(newlines=hnp.arrays(np.int32, (N, T), elements=st.integers(0, 2)), mask=hnp.arrays(np.bool_, (N, T)))
 def test_segments_equal_loops(newlines, mask):
-    found = np.asarray(jax.jit(item_segments, static_argnames="num_ranks")(newlines, mask, num_ranks=K))
+    found = np.asarray(item_segments(newlines, mask, num_ranks=K))
     for n in range(N):
         item = 0
         for t in range(T):
@@ -144,14 +141,14 @@ EOS[0, 6] = EOS[1, 3] = EOS[2, 7] = True
 
 def test_token_advantages():
     advantages = np.arange(1.0, 1 + N * K).reshape(N, K)
-    found = np.asarray(token_advantages(advantages, jnp.asarray(SEGMENTS)))
+    found = np.asarray(token_advantages(advantages, SEGMENTS))
     for n, t in np.ndindex(N, T):
         assert found[n, t] == (advantages[n, SEGMENTS[n, t]] if 0 <= SEGMENTS[n, t] < K else 0)
 
 
 def test_length_shaping_by_hand():
-    advantages = jnp.where(SEGMENTS >= 0, 2.0, jnp.nan)
-    found = np.asarray(length_shaping(advantages, jnp.asarray(SEGMENTS), EOS, K, exact=0.3, overflow=-0.2, early=-0.5))
+    advantages = np.where(SEGMENTS >= 0, 2.0, np.nan)
+    found = np.asarray(length_shaping(advantages, SEGMENTS, EOS, K, exact=0.3, overflow=-0.2, early=-0.5))
     expected = [
         [2, 2, 2, 2, 2, 2, 0.3, 0],
         [2, 2, 2, -0.5, 0, 0, 0, 0],
@@ -203,11 +200,11 @@ def test_loss_and_gradient_equal_loops(form):
     mask = SEGMENTS >= 0
 
     def loss(x):
-        total, denominator, _ = rank_loss(x, old, advantages, jnp.asarray(SEGMENTS), mask, form=form)
+        total, denominator, _ = rank_loss(x, old, advantages, SEGMENTS, mask, form=form)
         return total / denominator
 
     with jax.enable_x64(True):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray(np.where(mask, new, np.nan)))
+        value, gradient = jax.jit(jax.value_and_grad(loss))(np.where(mask, new, np.nan))
     arguments = (old, advantages, SEGMENTS, mask, form, 0.06, 0.08)
     np.testing.assert_allclose(value, loss_loops(new, *arguments), rtol=1e-12)
     differences, step = np.zeros((N, T)), 1e-6
@@ -221,13 +218,13 @@ def test_loss_and_gradient_equal_loops(form):
 def test_the_paper_divides_by_every_place_of_every_row():
     """Padding rows aside: a place without tokens adds 0 to the sum and 1 to the count."""
     mask = SEGMENTS >= 0
-    weights = rank_token_weights(jnp.asarray(SEGMENTS), mask, K, valid=np.array([True, True, True, False]))
+    weights = rank_token_weights(SEGMENTS, mask, K, valid=np.array([True, True, True, False]))
     per_item = np.asarray(weights) / mask[:3].sum() * (3 * K)
     for n in range(3):
         for k in range(K + 1):
             total = per_item[n][SEGMENTS[n] == k].sum()
             np.testing.assert_allclose(total, float(k < K and (SEGMENTS[n] == k).any()), rtol=1e-6)
-    np.testing.assert_array_equal(weights[3], 0)
+    np.testing.assert_array_equal(np.asarray(weights)[3], 0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -276,7 +273,7 @@ def test_loss_golden(golden, precision):
         (lambda: item_segments(np.ones((1, 2)), np.ones((1, 3)), 2), "must have one shape"),
         (lambda: item_segments(np.ones((1, 2)), np.ones((1, 2)), 0), "num_ranks = 0"),
         (
-            lambda: rank_loss(*[np.zeros((1, 2))] * 3, jnp.zeros((1, 2), jnp.int32), np.ones((1, 2)), form="code"),
+            lambda: rank_loss(*[np.zeros((1, 2))] * 3, np.zeros((1, 2), np.int32), np.ones((1, 2)), form="code"),
             "form = 'code' is unknown; allowed: paper, release",
         ),
     ],

@@ -8,20 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from salt_jax.objective.shaping import (
-    CLUSTER_FORMS,
-    cluster_rewards,
-    diversity,
-    kl_in_reward,
-    overlong_penalty,
-)
+from salt_jax.objective import shaping
+from salt_jax.objective.shaping import CLUSTER_FORMS
 from tests.objective.golden_methods import PRECISIONS, assert_close, case, evaluate
+from tests.one_program import one_program
 from tests.reference import advantages_family as reference
 
-shaped_by = jax.jit(
-    cluster_rewards,
-    static_argnames=("floor", "form", "lambda_reward", "lambda_diversity", "add_bias"),
-)
+cluster_rewards, diversity = one_program(shaping.cluster_rewards), one_program(shaping.diversity)
+kl_in_reward, overlong_penalty = one_program(shaping.kl_in_reward), one_program(shaping.overlong_penalty)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -37,7 +31,7 @@ def test_golden_overlong(golden, precision):
 @pytest.mark.parametrize(("max_length", "buffer"), [(10, 4), (10, 10), (10, 1)])
 def test_overlong_equals_the_formula(max_length, buffer, floor):
     lengths = np.arange(25).reshape(5, 5)
-    result = overlong_penalty(lengths, max_length, buffer, floor=floor)
+    result = np.asarray(overlong_penalty(lengths, max_length, buffer, floor=floor))
     for n, penalty in zip(lengths.reshape(-1), result.reshape(-1), strict=True):
         if n <= max_length - buffer:
             expected = 0.0
@@ -50,12 +44,12 @@ def test_overlong_equals_the_formula(max_length, buffer, floor):
 
 @pytest.mark.parametrize("floor", [True, False])
 def test_without_a_buffer_there_is_a_step(floor):
-    assert overlong_penalty(jnp.array([9, 10, 11, 99]), 10, 0, floor=floor).tolist() == [0, 0, -1, -1]
+    assert overlong_penalty(np.array([9, 10, 11, 99]), 10, 0, floor=floor).tolist() == [0, 0, -1, -1]
 
 
 def test_long_limits_lose_no_token():
     """Beyond 2^24 float32 has no odd numbers."""
-    result = overlong_penalty(jnp.array([2**25 - 3]), 2**25, 4)
+    result = overlong_penalty(np.array([2**25 - 3]), 2**25, 4)
     np.testing.assert_array_equal(result, [-0.25])
 
 
@@ -80,7 +74,7 @@ def test_kl_in_reward_has_no_gradient_and_leaves_empty_rows_alone():
     def total(log_probs):
         return jnp.sum(kl_in_reward(jnp.array([1.0, 2.0]), log_probs, log_probs - 1, jnp.array([[1, 1], [0, 0]]), 0.1))
 
-    value, gradient = jax.value_and_grad(total)(jnp.zeros((2, 2)))
+    value, gradient = jax.jit(jax.value_and_grad(total))(np.zeros((2, 2), np.float32))
     np.testing.assert_allclose(value, 1.0 - 0.2 + 2.0, rtol=1e-6)
     np.testing.assert_array_equal(gradient, np.zeros((2, 2)))
 
@@ -102,7 +96,7 @@ def test_cluster_rewards_equal_loops(clusters, counted, rewards, options):
     options = options | {"lambda_reward": 0.5, "lambda_diversity": 3.0}
     apart = diversity(clusters, counted)
     np.testing.assert_allclose(apart, reference.diversity(clusters, counted), rtol=1e-6)
-    result = shaped_by(np.where(counted, rewards, np.nan), clusters, counted, **options)
+    result = cluster_rewards(np.where(counted, rewards, np.nan), clusters, counted, **options)
     expected = reference.cluster_rewards(rewards, clusters, counted, **options)
     np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(np.asarray(result)[~counted], 0)
@@ -110,25 +104,25 @@ def test_cluster_rewards_equal_loops(clusters, counted, rewards, options):
 
 def test_golden_darling_rewards(golden):
     text = (golden / "selection_vectors.txt").read_text().split("== 5 DARLING")[1]
-    rewards, clusters = jnp.array([[1.0, 0.0, 1.0, 1.0]]), jnp.array([[0, 0, 1, 2]])
+    rewards, clusters = np.float32([[1.0, 0.0, 1.0, 1.0]]), np.array([[0, 0, 1, 2]])
     assert "Div = [0.6666666667, 0.6666666667, 1, 1]" in text
-    np.testing.assert_allclose(diversity(clusters)[0], [0.6666666667, 0.6666666667, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(diversity(clusters))[0], [0.6666666667, 0.6666666667, 1, 1], rtol=1e-6)
     assert "r_darling = [0.6666666667, 0, 1, 1]" in text
     for floor in (0.0, 0.1):
         shaped = cluster_rewards(rewards, clusters, floor=floor)
-        np.testing.assert_allclose(shaped[0], [0.6666666667, 0, 1, 1], rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(shaped)[0], [0.6666666667, 0, 1, 1], rtol=1e-6)
     assert "all one cluster, floor .1: r_darling = [0.1, 0.1, 0.1, 0.1]" in text
     np.testing.assert_allclose(
-        cluster_rewards(jnp.ones((1, 4)), jnp.zeros((1, 4), int), floor=0.1), [[0.1] * 4], rtol=1e-6
+        cluster_rewards(np.ones((1, 4), np.float32), np.zeros((1, 4), int), floor=0.1), [[0.1] * 4], rtol=1e-6
     )
     assert "add_bias: r-min(r) = [0, 1.5, 3, 1]" in text
-    unlike = jnp.arange(4)[None, :]
-    shifted = cluster_rewards(jnp.array([[-1.0, 0.5, 2.0, 0.0]]), unlike, add_bias=True)
+    unlike = np.arange(4)[None, :]
+    shifted = cluster_rewards(np.float32([[-1.0, 0.5, 2.0, 0.0]]), unlike, add_bias=True)
     np.testing.assert_array_equal(shifted, [[0, 1.5, 3, 1]])
 
 
 def test_names_of_clusters_mean_nothing():
-    clusters = jnp.array([[0, 0, 1, 2], [5, 7, 7, 7]])
+    clusters = np.array([[0, 0, 1, 2], [5, 7, 7, 7]])
     np.testing.assert_array_equal(diversity(clusters), diversity(-clusters * 3 + 11))
 
 
@@ -150,5 +144,5 @@ def test_names_of_clusters_mean_nothing():
 )
 def test_bad_input_is_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
-        call(jnp.ones((2, 2)))
+        call(np.ones((2, 2), np.float32))
     assert "\n" not in str(error.value)

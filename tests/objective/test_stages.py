@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from salt_jax.objective import (
-    ESTIMATORS,
-    FILTERS,
-    SURROGATES,
-    ObjectiveConfig,
-    Signals,
-    choose_tokens,
-    estimate,
-    example_rollouts,
-    loss,
-    rollout_advantages,
-)
+from salt_jax import objective
+from salt_jax.objective import ESTIMATORS, FILTERS, SURROGATES, ObjectiveConfig, Signals, rollout_advantages
+from tests.one_program import one_program
+
+estimate, choose_tokens = one_program(objective.estimate), one_program(objective.choose_tokens)
+loss, example_rollouts = one_program(objective.loss), one_program(objective.example_rollouts)
 
 NAN = float("nan")
 B, G, T = 3, 4, 5
@@ -41,13 +36,13 @@ def signals_of(rewards, *, size=G, rewarded=None, valid=None, seed=0):
         segments=np.broadcast_to(np.arange(T) // 3, (n, T)).astype(np.int32),
     )  # fmt: skip
     rewarded = ~np.isnan(rewards) if rewarded is None else np.asarray(rewarded).reshape(-1)
-    rollouts = rollouts.replace(rewarded=jnp.asarray(rewarded))
+    rollouts = rollouts.replace(rewarded=rewarded)
     if valid is not None:
-        rollouts = rollouts.replace(valid=jnp.asarray(valid))
-    old, ref = (jnp.asarray(-rng.uniform(0.1, 3, (n, T)), jnp.float32) for _ in range(2))
+        rollouts = rollouts.replace(valid=valid)
+    old, ref = (-rng.uniform(0.1, 3, (n, T)).astype(np.float32) for _ in range(2))
     return Signals(
-        rollouts, log_probs=old, ref_log_probs=ref, entropy=jnp.asarray(rng.uniform(0, 0.6, (n, T)), jnp.float32),
-        log_proxy=old + 0.1, key=jax.random.key(0), progress=0.5,
+        rollouts, log_probs=old, ref_log_probs=ref, entropy=rng.uniform(0, 0.6, (n, T)).astype(np.float32),
+        log_proxy=old + np.float32(0.1), key=jax.random.key(0), progress=0.5,
     )  # fmt: skip
 
 
@@ -110,7 +105,7 @@ def test_copg_without_signal_pulls_the_log_ratios_together():
 def test_without_signal_in_what_the_method_itself_compares(name):
     signals = signals_of(np.ones((1, G)))
     extra = dict(signals.rollouts.extra)
-    extra |= {"components": jnp.ones((G, 2)), "clusters": jnp.zeros(G, jnp.int32)}
+    extra |= {"components": np.ones((G, 2), np.float32), "clusters": np.zeros(G, np.int32)}
     signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(extra=extra))
     np.testing.assert_array_equal(estimate(signals, G, ObjectiveConfig(estimator=name)).advantages, 0)
 
@@ -143,6 +138,22 @@ def test_one_rollout_a_group(name):
         np.testing.assert_array_equal(advantages, 0)
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def advantages_value_and_gradient(signals, config):
+    """All that a step makes of a batch: advantages, and the mean loss with its gradient at the policy before it."""
+    made, rollouts = objective.estimate(signals, G, config), signals.rollouts
+
+    def mean(log_probs):
+        choices = objective.choose_tokens(signals, made.advantages, G, config)
+        total, denominator, _ = objective.loss(
+            log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config, choices=choices,
+            valid=rollouts.valid & rollouts.rewarded,
+        )
+        return total / jnp.maximum(denominator, 1)
+
+    return made.advantages, *jax.value_and_grad(mean)(signals.log_probs)
+
+
 @pytest.mark.parametrize("how", ["nothing graded", "nothing valid"])
 @pytest.mark.parametrize(
     ("name", "surrogate"),
@@ -154,31 +165,18 @@ def test_one_rollout_a_group(name):
     ],
 )
 def test_a_batch_of_which_nothing_is_left(name, how, surrogate):
-    config = ObjectiveConfig(estimator=name, surrogate=surrogate)
     nothing = np.zeros(B * G, bool)
     signals = signals_of(MIXED, **({"rewarded": nothing} if how == "nothing graded" else {"valid": nothing}))
-    made = estimate(signals, G, config)
-    np.testing.assert_array_equal(made.advantages, 0)
-    rollouts = signals.rollouts
-
-    def total(log_probs):
-        choices = choose_tokens(signals, made.advantages, G, config)
-        total, denominator, _ = loss(
-            log_probs, signals.log_probs, made.advantages, rollouts.loss_mask, config, choices=choices,
-            valid=rollouts.valid & rollouts.rewarded,
-        )
-        return total / jnp.maximum(denominator, 1)
-
-    value, gradient = jax.value_and_grad(total)(signals.log_probs)
-    assert value == 0
-    np.testing.assert_array_equal(gradient, 0)
+    config = ObjectiveConfig(estimator=name, surrogate=surrogate)
+    for made in advantages_value_and_gradient(signals, config):
+        np.testing.assert_array_equal(made, 0)
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_filters_that_drop_everything_leave_no_advantage(name):
     rewards = np.zeros((B, G), np.float32)
     signals = signals_of(rewards)
-    signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(truncated=jnp.ones(B * G, bool)))
+    signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(truncated=np.ones(B * G, bool)))
     made = estimate(signals, G, ObjectiveConfig(filters=name, **({"pods_keep": 2} if name == "pods" else {})))
     np.testing.assert_array_equal(made.advantages, 0)
     if name in ("informative", "not_truncated", "positive_only"):
@@ -251,7 +249,7 @@ def test_conflicts_take_their_signs_from_rewards_also_of_rows_that_entropy_drops
     rollouts = example_rollouts(
         [1.0, 0.0, 0.0], tokens=[[5, 7, 8, 9], [5, 7, 3, 3], [4, 6, 9, 9]], lengths=[4, 3, 3]
     )
-    entropy = jnp.array([0.75, 0.2, 0.3])[:, None] * jnp.ones((3, 4))
+    entropy = np.repeat(np.float32([[0.75], [0.2], [0.3]]), 4, axis=1)
     config = ObjectiveConfig(estimator="gtpo", tokens="conflict")
     signals = Signals(rollouts, entropy=entropy)
     made = estimate(signals, 3, config)
@@ -282,7 +280,7 @@ def test_rows_of_the_denominator_stay_there_whatever_filter_comes_next(filters):
 def test_demonstrations_alone_teach_their_mean(aggregation):
     """Every prompt of the minibatch failed: there is no rollout, and no denominator of theirs."""
     signals = signals_of(np.zeros((1, 4)))
-    shown = jnp.array([True, False, False, False])
+    shown = np.array([True, False, False, False])
     rollouts = signals.rollouts.replace(extra={"demonstration": shown}, valid=shown)
     signals = dataclasses.replace(signals, rollouts=rollouts)
     config = ObjectiveConfig(estimator="dr_grpo", surrogate="on_policy", aggregation=aggregation, max_length=T)
@@ -299,10 +297,12 @@ def test_demonstrations_alone_teach_their_mean(aggregation):
 
 def test_injected_rollouts_are_not_weighed_back():
     signals = signals_of([[1.0, 0.0, 0.0, 0.0]])
-    injected = jnp.array([True, False, False, False])
-    rollouts = signals.rollouts.replace(extra={"injected": injected}, sampler_log_probs=signals.log_probs - 0.5)
+    injected = np.array([True, False, False, False])
+    rollouts = signals.rollouts.replace(
+        extra={"injected": injected}, sampler_log_probs=signals.log_probs - np.float32(0.5)
+    )
     signals = dataclasses.replace(signals, rollouts=rollouts)
-    weights = np.asarray(choose_tokens(signals, jnp.ones(4), 4, ObjectiveConfig(importance="token")).weights)
+    weights = np.asarray(choose_tokens(signals, np.ones(4, np.float32), 4, ObjectiveConfig(importance="token")).weights)
     mask = np.asarray(rollouts.completion_mask)
     np.testing.assert_array_equal(weights[0][mask[0]], 1)
     np.testing.assert_allclose(weights[1:][mask[1:]], np.exp(0.5), rtol=1e-6)
@@ -310,7 +310,7 @@ def test_injected_rollouts_are_not_weighed_back():
 
 def test_weights_multiply_and_injected_rollouts_have_advantage_one():
     signals = signals_of([[1.0, 0.0, 1.0, 1.0]])
-    extra = {"weight": jnp.array([2.0, 2, 1, 1]), "injected": jnp.array([False, False, True, False])}
+    extra = {"weight": np.float32([2, 2, 1, 1]), "injected": np.array([False, False, True, False])}
     signals = dataclasses.replace(signals, rollouts=signals.rollouts.replace(extra=extra))
     made = estimate(signals, 4, ObjectiveConfig(estimator="dr_grpo")).advantages
     np.testing.assert_allclose(made, [0.5, -1.5, 1.0, 0.25])
@@ -339,7 +339,7 @@ def test_demonstrations_are_no_rollouts_and_weigh_as_their_own_mean():
     demonstration = np.zeros(8, bool)
     demonstration[4] = True
     rollouts = signals.rollouts.replace(
-        extra={"demonstration": jnp.asarray(demonstration)}, valid=jnp.asarray([True] * 5 + [False] * 3)
+        extra={"demonstration": demonstration}, valid=np.array([True] * 5 + [False] * 3)
     )
     signals = dataclasses.replace(signals, rollouts=rollouts)
     config = ObjectiveConfig(estimator="dr_grpo", surrogate="on_policy", demonstration_coef=0.3)
@@ -379,8 +379,8 @@ def test_signals_and_extra_of_another_shape_are_named():
     rollouts = example_rollouts([1.0, 0.0], tokens=[[3], [4]])
     for shape in ((2, 3), (2,), (1, 1)):
         with pytest.raises(ValueError, match=r"Signals.entropy must have the shape of completion_mask \(2, 1\), got"):
-            estimate(Signals(rollouts, entropy=jnp.ones(shape)), 2, ObjectiveConfig(estimator="gtpo"))
-    few = rollouts.replace(extra={"clusters": jnp.zeros(1, jnp.int32)})
+            estimate(Signals(rollouts, entropy=np.ones(shape, np.float32)), 2, ObjectiveConfig(estimator="gtpo"))
+    few = rollouts.replace(extra={"clusters": np.zeros(1, np.int32)})
     with pytest.raises(ValueError, match=r"clusters must have 2 rows .*, got \(1,\)"):
         estimate(Signals(few), 2, ObjectiveConfig(estimator="darling"))
     with pytest.raises(ValueError, match="'wieght' is no entry of RolloutBatch.extra; allowed: baseline, clusters, "):
