@@ -159,3 +159,5 @@ def test_initial_parameters():
     assert not np.any(layers["q_bias"])
     assert np.all(np.asarray(layers["mlp_norm"]) == 1)
     assert not np.array_equal(np.asarray(layers["up"])[0], np.asarray(layers["gate"])[0])
+    for name in ("q", "k", "v", "o", "gate", "up", "down"):  # the layers of a stack differ
+        assert not np.allclose(*np.asarray(layers[name])[:2])
