@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -66,10 +67,16 @@ def read_sources(*folders: str) -> dict[str, str]:
     return sources
 
 
+@functools.cache
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a text, for several rules at once."""
+    return ast.parse(text)
+
+
 def imports(module: str, sources: Sources) -> Iterator[str]:
     """Dotted names of all that a module imports, anywhere in it; a submodule, not its package, where both fit."""
     is_package = any(name.startswith(module + ".") for name in sources)
-    for node in ast.walk(ast.parse(sources[module])):
+    for node in ast.walk(parsed(sources[module])):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -162,7 +169,7 @@ def unsafe_complaints(sources: Sources) -> list[str]:
         for target in imports(module, sources):
             if target.partition(".")[0] in UNSAFE_IMPORTS | network or target.startswith("jax._src"):
                 complaints.append(f"{module} imports {target}")
-        tree = ast.parse(text)
+        tree = parsed(text)
         known = _imported_names(tree)
         by_name = set() if module in BY_NAME_ALLOWED else BY_NAME
         unsafe = (UNSAFE_CALLS | UNSAFE_ATTRIBUTES | by_name) - UNSAFE_ALLOWED.get(module, set())

@@ -126,27 +126,36 @@ def rollouts(prompts: int = 4) -> RolloutBatch:
     """Completions drawn by the sampler from the initial state's policy, with the rewards above."""
     run = tiny_run({"sampling.prompts_per_step": prompts})
     group, length = run.rollouts.rollouts_per_prompt, run.rollouts.max_prompt_length
-    mask = jnp.arange(length)[None] >= length - jnp.array(PROMPT_LENGTHS[:prompts])[:, None]
-    tokens = jax.random.randint(jax.random.key(0), (len(PROMPT_LENGTHS), length), 3, VOCAB)[:prompts]
-    tokens = jnp.where(mask, tokens, PAD)
-    drawn = call(
-        lambda tokens, mask, key: sample(
-            merged(run.policy), tokens, mask, key,
+    mask = np.arange(length)[None] >= length - np.array(PROMPT_LENGTHS[:prompts])[:, None]
+
+    def draw(mask: Any, keys: Any) -> Any:
+        tokens = jax.random.randint(keys[0], (len(PROMPT_LENGTHS), length), 3, VOCAB)[:prompts]
+        tokens = jnp.where(mask, tokens, PAD)
+        return tokens, sample(
+            merged(run.policy), tokens, mask, keys[1],
             group_size=group, config=run.sampling, stop_ids=(STOP, 5), pad_id=PAD,
-        ),
-        tokens, mask, jax.random.key(3),
-    )  # fmt: skip
+        )  # fmt: skip
+
+    tokens, drawn = jax.tree.map(np.asarray, call(draw, mask, (jax.random.key(0), jax.random.key(3))))
     n = prompts * group
-    return RolloutBatch(
-        tokens=jnp.concatenate([jnp.repeat(tokens, group, axis=0), drawn.tokens], axis=1),
-        prompt_mask=jnp.repeat(mask, group, axis=0),
+    batch = RolloutBatch(
+        tokens=np.concatenate([np.repeat(tokens, group, axis=0), drawn.tokens], axis=1),
+        prompt_mask=np.repeat(mask, group, axis=0),
         completion_mask=drawn.mask,
         sampler_log_probs=drawn.log_probs,
-        rewards=jnp.array(REWARDS[:prompts], jnp.float32).reshape(-1),
-        rewarded=jnp.ones(n, bool),
-        valid=jnp.ones(n, bool),
+        rewards=np.array(REWARDS[:prompts], np.float32).reshape(-1),
+        rewarded=np.ones(n, bool),
+        valid=np.ones(n, bool),
         truncated=drawn.truncated,
-    )
+    )  # by NumPy: on the device, each of these operations would be compiled first
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def edited(array: Any, where: Any, value: Any) -> np.ndarray:
+    """A copy of an array with other values at some places; ``array.at[where].set(value)`` without a compilation."""
+    copy = np.array(array)
+    copy[where] = value
+    return copy
 
 
 def bound_step(run: RunConfig, measure: bool = False) -> Any:
@@ -205,4 +214,4 @@ def same_bits(a: Any, b: Any) -> bool:
 
 def take_rows(batch: RolloutBatch, rows: Any) -> RolloutBatch:
     """The given rows of a batch, in that order."""
-    return jax.tree.map(lambda x: x[np.asarray(rows)], batch)
+    return jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], batch)

@@ -57,7 +57,7 @@ def hidden_and_gradient(config, group, mesh=None):
 
 def assert_same(found, expected):
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
-    largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected[1]))
+    largest = max(float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(expected[1]))
     assert largest_difference(found[1], expected[1]) <= 1e-5 * largest
 
 
@@ -98,7 +98,9 @@ def test_prefill_gives_the_same_states_and_cache(name):
         model = nnx.merge(*policy_and_params(dataclasses.replace(CONFIG, attention=attention)))
         hidden, (keys, values) = call(model.prefill, prompts, mask)
         assert np.isfinite(hidden).all()
-        return [jnp.where(mask[:, :, None], hidden, 0), *(x * mask[None, :, None, :, None] for x in (keys, values))]
+        at = np.asarray(mask)
+        cache = (np.asarray(x) * at[None, :, None, :, None] for x in (keys, values))
+        return [np.where(at[:, :, None], hidden, 0), *cache]
 
     for found, reference in zip(real(name), real("segments"), strict=True):
         np.testing.assert_allclose(found, reference, atol=1e-5)
@@ -110,14 +112,14 @@ def arrays(shape, seed=0):
     rng = np.random.default_rng(seed)
     own = (batch, heads, group, length)
     shapes = (*own, per_head, c), (*own, c), (*own, c), (batch, heads, prompt, c), (batch, heads, prompt, c)
-    q, k, v, before_k, before_v = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
-    mask = jnp.arange(prompt)[None] >= jnp.asarray(rng.integers(0, prompt, batch))[:, None]
+    q, k, v, before_k, before_v = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    mask = np.arange(prompt)[None] >= rng.integers(0, prompt, batch)[:, None]
     return q, k, v, mask, (before_k, before_v)
 
 
 def value_and_gradients(function, arguments):
     q, k, v, mask, prompt_kv = arguments
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
 
     def loss(q, k, v, prompt_kv):
         out = function(q, k, v, mask, prompt_kv)
@@ -127,14 +129,18 @@ def value_and_gradients(function, arguments):
     return out, gradients
 
 
+@functools.cache
+def expected_of_rows(shape):
+    return value_and_gradients(segments, arrays(shape))
+
+
 @fused
 @pytest.mark.parametrize(
     "shape", [(2, 1, 2, 130, 2, 8, 150), (1, 2, 1, 300, 1, 4, 3), (1, 1, 2, 1, 3, 4, 140)],
     ids=["several blocks", "long completions", "one token"],
 )  # fmt: skip
 def test_rows_of_several_blocks(name, shape):
-    arguments = arrays(shape)
-    assert_same(value_and_gradients(ATTENTION[name], arguments), value_and_gradients(segments, arguments))
+    assert_same(value_and_gradients(ATTENTION[name], arrays(shape)), expected_of_rows(shape))
 
 
 def test_blocks_pad_to_128_and_divide():
@@ -149,7 +155,7 @@ def test_blocks_pad_to_128_and_divide():
 @fused
 @pytest.mark.parametrize(
     ("group", "shape"),
-    [(2, (2, 2, 2)), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, (8, 1, 1)), (3, (4, 1, 2))))],
+    [(3, (2, 2, 2)), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, (8, 1, 1)), (2, (4, 1, 2))))],
 )
 def test_on_a_mesh(name, group, shape):
     """Four prompts on four or eight devices; the eight do not divide them."""

@@ -32,20 +32,21 @@ TEMPERATURE = 0.9
 @functools.cache
 def drawn():
     """Rollouts that the policy in bfloat16 draws; log-probs as its sampler says."""
-    mask = jnp.arange(P)[None] >= P - jnp.array([5, 3, 1])[:, None]
-    prompts = jax.random.randint(jax.random.key(0), (B, P), 3, 40)
+    mask = np.arange(P)[None] >= P - np.array([5, 3, 1])[:, None]
+    prompts = np.asarray(jax.random.randint(jax.random.key(0), (B, P), 3, 40))
     samples = call(
         lambda *arguments: sample(
             merged(ROUNDED), *arguments, group_size=G, config=SamplingConfig(T, TEMPERATURE), stop_ids=(2,), pad_id=0
         ),
         prompts, mask, jax.random.key(1),
     )  # fmt: skip
-    prompts, mask = (jnp.repeat(x, G, axis=0) for x in (prompts, mask))
+    samples = jax.tree.map(np.asarray, samples)
+    prompts, mask = (np.repeat(x, G, axis=0) for x in (prompts, mask))
     n = B * G
     return RolloutBatch(
-        tokens=jnp.concatenate([prompts, samples.tokens], axis=1), prompt_mask=mask, completion_mask=samples.mask,
-        sampler_log_probs=samples.log_probs, rewards=jnp.zeros(n), rewarded=jnp.ones(n, bool),
-        valid=jnp.ones(n, bool), truncated=samples.truncated,
+        tokens=np.concatenate([prompts, samples.tokens], axis=1), prompt_mask=mask, completion_mask=samples.mask,
+        sampler_log_probs=samples.log_probs, rewards=np.zeros(n, np.float32), rewarded=np.ones(n, bool),
+        valid=np.ones(n, bool), truncated=samples.truncated,
     )  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def scores_and_gradient(config):
 
     def loss(params):
         scores = completion_scores(nnx.merge(policy, params), rollouts, group_size=G, temperature=TEMPERATURE)
-        weights = jnp.asarray(np.random.default_rng(0).normal(size=(B * G, T)), jnp.float32)
+        weights = np.random.default_rng(0).normal(size=(B * G, T)).astype(np.float32)
         return jnp.sum(jnp.where(rollouts.loss_mask, weights * scores.log_probs, 0.0)), scores
 
     gradient, scores = call(jax.grad(loss, has_aux=True), params)
@@ -110,10 +111,14 @@ def test_queries_and_keys_are_rounded_once():
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], (50, 24))  # the norm keeps them, and their products with a diagonal are exact
     weights = [np.asarray(jnp.asarray(rng.normal(size=24), jnp.bfloat16), float) for _ in range(2)]
-    q, k = (jnp.diag(jnp.asarray(w, jnp.float32)) for w in weights)
-    block = SimpleNamespace(config=config, attention_norm=jnp.ones(24), q=q, k=k, v=k)
-    table = rope_table(jnp.arange(50), 24, 10_000.0, None)
-    found = Block.qkv(block, jnp.asarray(signs, jnp.bfloat16), table)[:2]
+    q, k = (np.diag(w).astype(np.float32) for w in weights)
+
+    def projected(signs):
+        block = SimpleNamespace(config=config, attention_norm=jnp.ones(24), q=jnp.asarray(q), k=jnp.asarray(k), v=k)
+        table = rope_table(jnp.arange(50), 24, 10_000.0, None)
+        return Block.qkv(block, signs.astype(jnp.bfloat16), table)[:2], table
+
+    found, table = call(projected, signs.astype(np.float32))
     cos, sin = (np.asarray(t, float) for t in table)
     for got, w, scale in zip(found, weights, (24**-0.5, 1.0), strict=True):
         a, b = np.split(signs * w, 2, axis=1)
@@ -127,7 +132,8 @@ def test_gradient():
     """Float32, and off by the roundings of the forward and of the backward pass, twice as long."""
     exact, rounded = (scores_and_gradient(c)[1] for c in (EXACT, ROUNDED))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
-    norm = lambda tree: np.sqrt(sum(float(jnp.sum(jnp.square(leaf))) for leaf in jax.tree.leaves(tree)))
+    exact, rounded = jax.tree.map(np.asarray, (exact, rounded))
+    norm = lambda tree: np.sqrt(sum(float(np.sum(np.square(leaf))) for leaf in jax.tree.leaves(tree)))
     error = norm(jax.tree.map(lambda a, b: a - b, rounded, exact)) / norm(exact)
     assert HALF_ULP / 4 <= error <= 3 * FORWARD
     for name in exact["layers"]:  # no parameter's gradient is lost

@@ -10,9 +10,8 @@ import pytest
 from flax import nnx
 
 from salt_jax.policy.layers import REMAT, TransformerConfig, rms_norm
-from salt_jax.training.state import init_params
 from tests.reference import transformer as reference
-from tests.training_setup import call, largest_difference, merged, policy_and_params
+from tests.training_setup import call, compiled, edited, largest_difference, merged, policy_and_params
 
 LLAMA = TransformerConfig(
     vocab_size=11, d_model=8, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=12, rms_norm_eps=1e-5
@@ -43,12 +42,18 @@ def rows_and_mask(prompts, mask, completions):
     return rows, jnp.concatenate([jnp.repeat(mask, G, axis=0), real], axis=1)
 
 
+@functools.cache
+def concatenated():
+    """Those of `inputs`."""
+    return call(rows_and_mask, *inputs())
+
+
 @models
 @scanned
 def test_logits_equal_loops(config, scan):
     config = dataclasses.replace(config, scan_layers=scan)
     params = policy_and_params(config)[1]
-    tokens, mask = rows_and_mask(*inputs())
+    tokens, mask = concatenated()
     found = np.asarray(call(lambda tokens, mask: merged(config)(tokens, mask), tokens, mask))
     assert found.dtype == np.float32
     for row in (0, B * G - 1):  # one without padding, one with
@@ -57,27 +62,24 @@ def test_logits_equal_loops(config, scan):
         np.testing.assert_allclose(found[row, real], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_stacked_layers_differ():
-    layers = call(lambda key: init_params(QWEN2, key), jax.random.key(0))["layers"]
-    for name in ("q", "k", "v", "o", "gate", "up", "down"):
-        assert not np.allclose(layers[name][0], layers[name][1])
+def test_layers_are_stacked():
     assert policy_and_params(QWEN3)[1]["layers"]["o"].shape == (2, 24, 8)
 
 
 def test_amount_and_content_of_left_padding_do_not_matter():
     tokens = np.random.default_rng(2).integers(0, 11, (2, 4)).astype(np.int32)
-    results = []
+    logits, results = compiled(lambda t, m: merged(QWEN2)(t, m)), []
     for padding, filler in ((0, 0), (3, 0), (3, 7)):
         padded = jnp.asarray(np.concatenate([np.full((2, padding), filler, np.int32), tokens], axis=1))
-        mask = jnp.broadcast_to(jnp.arange(padding + 4)[None] >= padding, padded.shape) if padding else None
-        results.append(np.asarray(call(lambda t, m: merged(QWEN2)(t, m), padded, mask))[:, padding:])
+        mask = np.broadcast_to(np.arange(padding + 4)[None] >= padding, padded.shape) if padding else None
+        results.append(np.asarray(logits(padded, mask))[:, padding:])
     np.testing.assert_allclose(results[1], results[0], atol=1e-5)
     assert np.array_equal(results[1], results[2])
 
 
 def test_rows_without_any_real_token_are_finite():
     prompts, mask, completions = inputs()
-    mask = mask.at[1].set(False)
+    mask = edited(mask, 1, False)
     model = merged(QWEN2)
     hidden = call(lambda p, m, c: model.completion_hidden(p, m, c), prompts, mask, completions)
     assert np.isfinite(hidden).all()
@@ -118,10 +120,10 @@ def test_shared_prompt_equals_whole_rows_in_value_and_gradient(config):
     (expected_value, expected_hidden), expected_gradient = plain_states(config)
     np.testing.assert_allclose(hidden, expected_hidden, atol=1e-5)
     np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-    largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(expected_gradient))
+    largest = max(float(np.max(np.abs(g))) for g in jax.tree.leaves(expected_gradient))
     assert largest_difference(gradient, expected_gradient) <= 1e-5 * largest
     # it reaches every parameter of a layer (a bias of the keys hardly: only its rotation is seen)
-    reached = {name: float(jnp.max(jnp.abs(g))) for name, g in gradient["layers"].items()}
+    reached = {name: float(np.max(np.abs(g))) for name, g in gradient["layers"].items()}
     assert min(value for name, value in reached.items() if name != "k_bias") > 1e-3 * largest
 
 
@@ -161,9 +163,10 @@ def test_bfloat16_is_close_and_is_bfloat16():
 def test_tokens_after_the_end_change_nothing_before_it():
     prompts, mask, completions = inputs()
     model = merged(LLAMA)
-    states = lambda completions: model.completion_hidden(prompts, mask, completions)
-    first = np.asarray(call(states, completions))
-    other = np.asarray(call(states, completions.at[:, 1:, 2:].add(1) % 11))
+    compiled_states = compiled(lambda completions: model.completion_hidden(prompts, mask, completions))
+    first = np.asarray(compiled_states(completions))
+    changed = edited(completions, np.s_[:, 1:, 2:], completions[:, 1:, 2:] + 1) % 11
+    other = np.asarray(compiled_states(changed))
     assert np.array_equal(first[:, :, :3], other[:, :, :3])  # state 2 predicts token 2 and has not seen it
     assert np.array_equal(first[:, 0], other[:, 0])
     assert (np.abs(first[:, 1:, 3:] - other[:, 1:, 3:]).max(axis=-1) > 1e-4).all()
@@ -184,7 +187,7 @@ def test_decoding_with_the_cache_equals_the_training_forward(config):
             states.append(state)
         return jnp.stack(states, axis=1).reshape(B, G, T, -1)
 
-    expected = call(lambda *a: model.completion_hidden(*a), prompts, mask, completions)
+    (_, expected), _ = completion_states(config)
     np.testing.assert_allclose(call(decode, prompts, mask, completions), expected, atol=1e-5)
 
 

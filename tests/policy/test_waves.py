@@ -104,7 +104,7 @@ def whole():
     return generate(None)
 
 
-@pytest.mark.parametrize("wave", [(2, 4), (1, 4), (1, 2), (1, 1), (4, 4)], ids=str)
+@pytest.mark.parametrize("wave", [(2, 4), (1, 2), (1, 1), (4, 4)], ids=str)
 def test_a_rollout_does_not_depend_on_its_wave(wave, whole):
     assert len({tuple(row) for row in whole.tokens.tolist()}) > 8  # rollouts differ, so that their order shows
     made = generate(Waves(*wave, (4, 4)))

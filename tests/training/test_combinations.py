@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -65,7 +66,8 @@ def world(tmp_path_factory):
     task = setup.make_task(run, tmp_path_factory.mktemp("data"), setup.make_tokenizer(run))
     config = setup.policy_config(run, task)
     policy = state_lib.make_policy(config)
-    params, other = (state_lib.init_params(config, jax.random.key(seed)) for seed in (0, 1))
+    init = jax.jit(functools.partial(state_lib.init_params, config), compiler_options=FAST_COMPILE)
+    params, other = (init(jax.random.key(seed)) for seed in (0, 1))
     state = state_lib.init_state(params, OPTIMIZER, jax.random.key(7), keep_reference=True).replace(ref_params=other)
     batch = next(prompt_batches(
         task.source("train"), task.tokenizer, batch_size=GROUPS, seed=0,
@@ -75,23 +77,25 @@ def world(tmp_path_factory):
         lambda params, tokens, mask: sample(
             nnx.merge(policy, params), tokens, mask, jax.random.key(3), group_size=SIZE, config=run.sampling,
             stop_ids=tuple(task.tokenizer.stop_ids), pad_id=task.tokenizer.pad_id,
-        )
+        ),
+        compiler_options=FAST_COMPILE,
     )(params, batch["prompt_tokens"], batch["prompt_mask"])
-    n, rewards = GROUPS * SIZE, jnp.array(REWARDS, jnp.float32).reshape(-1)
-    place = jnp.arange(drawn.mask.shape[1])
+    drawn = jax.tree.map(np.asarray, drawn)
+    n, rewards = GROUPS * SIZE, np.array(REWARDS, np.float32).reshape(-1)
+    place = np.arange(drawn.mask.shape[1], dtype=np.int32)
     rollouts = RolloutBatch(
-        tokens=jnp.concatenate([jnp.repeat(jnp.asarray(batch["prompt_tokens"]), SIZE, axis=0), drawn.tokens], axis=1),
-        prompt_mask=jnp.repeat(jnp.asarray(batch["prompt_mask"]), SIZE, axis=0),
-        completion_mask=drawn.mask, sampler_log_probs=drawn.log_probs, rewards=rewards, rewarded=~jnp.isnan(rewards),
-        valid=jnp.ones(n, bool), truncated=drawn.truncated,
+        tokens=np.concatenate([np.repeat(batch["prompt_tokens"], SIZE, axis=0), drawn.tokens], axis=1),
+        prompt_mask=np.repeat(batch["prompt_mask"], SIZE, axis=0),
+        completion_mask=drawn.mask, sampler_log_probs=drawn.log_probs, rewards=rewards, rewarded=~np.isnan(rewards),
+        valid=np.ones(n, bool), truncated=drawn.truncated,
         extra={
-            "clusters": jnp.arange(n, dtype=jnp.int32) % 3,
-            "baseline": jnp.full(n, 0.3),
-            "components": jnp.stack([rewards, (rewards == 1) & (jnp.arange(n) % 3 > 0)], axis=1),
-            "segments": jnp.broadcast_to(place // 2, drawn.mask.shape).astype(jnp.int32),
+            "clusters": np.arange(n, dtype=np.int32) % 3,
+            "baseline": np.full(n, 0.3, np.float32),
+            "components": np.stack([rewards, (rewards == 1) & (np.arange(n) % 3 > 0)], axis=1, dtype=np.float32),
+            "segments": np.broadcast_to(place // 2, drawn.mask.shape),
         },
     )  # fmt: skip
-    return policy, state, rollouts
+    return policy, state, jax.tree.map(jnp.asarray, rollouts)
 
 
 def config_of(estimator: str, surrogate: str) -> ObjectiveConfig:
@@ -140,7 +144,7 @@ class ByHand:
         """The parameters after one step of gradient descent."""
         part = jax.jit(functools.partial(self.derivatives, config, with_salt), compiler_options=FAST_COMPILE)
         gradient = self.transpose(self.state.params, part(self.state, self.scores, self.rollouts, self.reference))
-        return jax.tree.map(lambda p, g: p - 0.1 * g, self.state.params, gradient)
+        return jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), self.state.params, gradient)
 
     def derivatives(
         self, config: ObjectiveConfig, with_salt: bool, state: Any, scores: Any, rollouts: Any, reference: Any

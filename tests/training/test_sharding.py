@@ -37,7 +37,9 @@ def test_where_parameters_and_moments_live():
     config = dataclasses.replace(setup.tiny_run().policy, qk_norm=True)
     optimizer = state_lib.make_optimizer(OptimizerConfig(1e-3, 0, "linear", 0.9, 0.999, 1e-8, 0.0, 1.0), 10)
     params = setup.policy_and_params(config)[1]
-    state = state_lib.init_state(params, optimizer, jax.random.key(0), keep_reference=True)
+    state = jax.eval_shape(
+        lambda params: state_lib.init_state(params, optimizer, jax.random.key(0), keep_reference=True), params
+    )
     specs = by_path(tree_shardings(state, make_mesh()))
     column, row = PartitionSpec(None, "fsdp", "tensor"), PartitionSpec(None, "tensor", "fsdp")
     expected = {
@@ -74,11 +76,11 @@ def test_shards_are_pieces():
     assert placed["layers"]["q"].addressable_shards[0].data.shape == (2, 4, 4)  # of (2, 8, 8)
     assert placed["layers"]["down"].addressable_shards[0].data.shape == (2, 6, 4)  # of (2, 12, 8)
     assert placed["embedding"].addressable_shards[0].data.shape == (6, 4)  # of (12, 8)
-    odd = {"embedding": jnp.zeros((11, 8)), "head": jnp.zeros((8, 11))}  # 2 does not divide 11
+    odd = {"embedding": np.zeros((11, 8)), "head": np.zeros((8, 11))}  # 2 does not divide 11
     placed = jax.device_put(odd, tree_shardings(odd, mesh))
     assert placed["embedding"].addressable_shards[0].data.shape == (11, 4)
     assert placed["head"].addressable_shards[0].data.shape == (4, 11)
-    rows = jax.device_put(jnp.zeros((8, 3)), batch_sharding(mesh))
+    rows = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh))
     assert rows.addressable_shards[0].data.shape == (2, 3)
     assert jax.device_put(rows, replicated(mesh)).addressable_shards[0].data.shape == (8, 3)
 
