@@ -1,15 +1,18 @@
 """Attention of the training forward and of the prefill: four implementations of one function, chosen by configuration.
 
-Every implementation takes (q, k, v, mask, prompt_kv, *, mesh) and returns an array like q:
+Every implementation takes (q, k, v, lengths, prompt_kv, *, mesh) and returns an array like q:
 
-  q: (B, K, T, R, C) of prompts or (B, K, G, T, R, C) of completions; rotated, and scaled by 1/sqrt(C) already.
+  q: (B, K, T, R, C) of rows or (B, K, G, T, R, C) of completions; rotated, and scaled by 1/sqrt(C) already.
   k, v: (B, K, T, C) or (B, K, G, T, C), of the same tokens.
-  mask: (B, P) bool, true on real prompt tokens, which come last; P = T for prompts.
-  prompt_kv: None for prompts. For completions the keys and values (B, K, P, C) of each group's prompt.
+  lengths: (B,) int32, real tokens of each row, or of each group's prompt; they come first, padding after them.
+  prompt_kv: None for rows. For completions the keys and values (B, K, P, C) of each group's prompt.
   mesh: the mesh the step runs on, or None for one device; see ``splash``.
 
 Token t sees the tokens of its own row up to and including itself, a completion also its prompt, none sees padding.
 What comes out for a padding token is finite and has no meaning. Decoding has its own path, over its cache.
+
+Those of ``WHOLE_ROWS`` know one causal mask, in which query i sees keys 0 to i. They are given rows alone: a completion
+then lies behind its prompt without a gap, and the prompt is computed again for every rollout.
 
 Shape letters: B groups, G rollouts a group, N = B·G rows, P prompt, T query, S key tokens, K key/value heads,
 R query heads per key/value head, C head width.
@@ -50,53 +53,43 @@ def attend(scores_and_values: list[tuple[Array, Array, str]], dtype: Any) -> Arr
     return (out / total).astype(dtype)
 
 
-def prompt_segment(keys: str, values: str, q: Array, prompt_kv: Any, mask: Array) -> tuple[Array, Array, str]:
+def prompt_segment(keys: str, values: str, q: Array, prompt_kv: Any, lengths: Array) -> tuple[Array, Array, str]:
     """The prompt as a segment for ``attend``; ``keys`` and ``values`` are the einsums of its two products."""
     scores = einsum(keys, q, prompt_kv[0], jnp.float32)
-    allowed = jnp.reshape(mask, (mask.shape[0],) + (1,) * (scores.ndim - 2) + (mask.shape[1],))
+    shape = (lengths.shape[0],) + (1,) * (scores.ndim - 2) + (scores.shape[-1],)
+    allowed = jnp.reshape(jnp.arange(scores.shape[-1])[None] < lengths[:, None], shape)
     return jnp.where(allowed, scores, MASKED), prompt_kv[1], values
 
 
-def segments(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None) -> Array:
+def segments(q: Array, k: Array, v: Array, lengths: Array, prompt_kv: Any, *, mesh: Mesh | None = None) -> Array:
     """Two key segments under one softmax: a prompt's keys are read where they lie, once a group.
 
     Holds the scores, (B, K, G, T, R, P + T) float32; runs anywhere, in any dtype. XLA partitions it by itself.
     """
     length = q.shape[-3]
     causal = jnp.tril(jnp.ones((length, length), bool))
-    if prompt_kv is None:
-        allowed = causal[None, None, :, None, :] & mask[:, None, None, None, :]  # (B, 1, P, 1, P)
+    if prompt_kv is None:  # what a real token may see is real
         scores = einsum("bktrc,bkuc->bktru", q, k, jnp.float32)
-        return attend([(jnp.where(allowed, scores, MASKED), v, "bktru,bkuc->bktrc")], q.dtype)
+        return attend([(jnp.where(causal[None, None, :, None, :], scores, MASKED), v, "bktru,bkuc->bktrc")], q.dtype)
     own = einsum("bkgtrc,bkguc->bkgtru", q, k, jnp.float32)
     return attend(
         [
-            prompt_segment("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, mask),
+            prompt_segment("bkgtrc,bkpc->bkgtrp", "bkgtrp,bkpc->bkgtrc", q, prompt_kv, lengths),
             (jnp.where(causal[None, None, None, :, None, :], own, MASKED), v, "bkgtru,bkguc->bkgtrc"),
         ],
         q.dtype,
     )
 
 
-def as_rows(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any) -> tuple[Array, Array, Array, Array]:
-    """Whole rows for the fused kernels: q (N, K·R, T, C), k and v (N, K, S, C), and which keys are real (N, S).
-
-    The keys of a completion's row are its prompt's and its own: S = P + T, and query t is the token of key S − T + t.
-    """
-    if prompt_kv is None:  # prompts: groups of one row
+def as_rows(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """Every rollout a row: q (N, K·R, T, C), k and v (N, K, T, C)."""
+    if k.ndim == 4:  # groups of one row
         q, k, v = (jnp.expand_dims(x, 2) for x in (q, k, v))
     batch, heads, group, length, per_head, c = q.shape
     rows = batch * group
     q = jnp.reshape(jnp.transpose(q, (0, 2, 1, 4, 3, 5)), (rows, heads * per_head, length, c))
     k, v = (jnp.reshape(jnp.moveaxis(x, 2, 1), (rows, heads, length, c)) for x in (k, v))
-    if prompt_kv is None:
-        return q, k, v, mask
-
-    def spread(x: Array) -> Array:
-        return jnp.reshape(jnp.broadcast_to(x[:, None], (batch, group, *x.shape[1:])), (rows, *x.shape[1:]))
-
-    k, v = (jnp.concatenate([spread(before), own], axis=2) for before, own in zip(prompt_kv, (k, v), strict=True))
-    return q, k, v, jnp.concatenate([spread(mask), jnp.ones((rows, length), bool)], axis=1)
+    return q, k, v
 
 
 def from_rows(out: Array, like: Array) -> Array:
@@ -106,41 +99,33 @@ def from_rows(out: Array, like: Array) -> Array:
     return jnp.reshape(jnp.transpose(out, (0, 2, 1, 4, 3, 5)), like.shape)
 
 
-def dot_product(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
+def dot_product(q: Array, k: Array, v: Array, lengths: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
                 implementation: Any) -> Array:
-    """``jax.nn.dot_product_attention`` over whole rows; 'cudnn' is flash attention on NVIDIA GPUs, bfloat16 only.
+    """``jax.nn.dot_product_attention``; 'cudnn' is flash attention on NVIDIA GPUs, bfloat16 only.
 
-    Its causal mask lets query i see keys 0 to i, so a row is turned until its first real token is number 0, with
-    its length given, and has a (zero) query for each token of the prompt whose result is dropped. That is P²/2
-    more scores a row and head than ``segments``, and one copy of the prompt's keys a row. An odd row gets one
-    more token of padding: cuDNN's gradient, as JAX calls it, wants an even length. XLA partitions it.
+    Whole rows alone, as this module's docstring says. An odd row gets one more token of padding: cuDNN's gradient, as
+    JAX calls it, wants an even length. What comes out behind a row's length is 0. XLA partitions it.
 
     Raises:
       NotImplementedError: by JAX, while tracing, where cuDNN is missing or too old for the shapes.
     """
-    asked = q
-    q, k, v, real = as_rows(q, k, v, mask, prompt_kv)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))  # (N, tokens, heads, C)
-    queries, keys = q.shape[1], k.shape[1] + k.shape[1] % 2
-    q, k, v, real = (_pad_front(x, keys) for x in (q, k, v, real))
-    padding = keys - jnp.sum(real, axis=1, dtype=jnp.int32)  # the first keys of a row
-
-    def turn(x: Array, by: Array) -> Array:
-        index = (jnp.arange(x.shape[1])[None] + by[:, None]) % x.shape[1]
-        return jnp.take_along_axis(x, index[:, :, None, None], axis=1)
-
-    lengths = jnp.maximum(keys - padding, 1)  # a row of padding alone must not be empty
+    if prompt_kv is not None:
+        raise ValueError("jax.nn.dot_product_attention takes whole rows: a completion behind its prompt, without a gap")
+    length = q.shape[-3]
+    lengths = jnp.maximum(lengths, 1)  # a row of padding alone must not be empty
+    rows = (jnp.swapaxes(x, 1, 2) for x in as_rows(q, k, v))  # (N, tokens, heads, C)
+    rows = (jnp.pad(x, ((0, 0), (0, length % 2), (0, 0), (0, 0))) for x in rows)
     with jax.default_matmul_precision(precision(q.dtype).name.lower()):  # it has no argument for that
         out = jax.nn.dot_product_attention(
-            *(turn(x, padding) for x in (q, k, v)), scale=1.0, is_causal=True, implementation=implementation,
+            *rows, scale=1.0, is_causal=True, implementation=implementation,
             query_seq_lengths=lengths, key_value_seq_lengths=lengths,
         )  # fmt: skip
-    out = turn(out, -padding)[:, keys - queries :]
-    out = jnp.where(real[:, keys - queries :, None, None], out, 0)  # padding: whatever the kernel left there
-    return from_rows(jnp.swapaxes(out, 1, 2), asked)
+    behind = jnp.arange(length)[None] >= lengths[:, None]
+    out = jnp.where(behind[:, :, None, None], 0, out[:, :length])  # whatever the kernel left there
+    return from_rows(jnp.swapaxes(out, 1, 2), q)
 
 
-def splash(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
+def splash(q: Array, k: Array, v: Array, lengths: Array, prompt_kv: Any, *, mesh: Mesh | None = None,
            interpret: bool = False) -> Array:
     """JAX's splash attention, a flash kernel for TPUs: blocks that the causal mask hides are not computed.
 
@@ -149,14 +134,20 @@ def splash(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: M
     batch axes do not divide (a microbatch with fewer prompts than devices) are computed on all of those devices.
 
     Args:
-      q, k, v, mask, prompt_kv, mesh: as in the module's docstring.
+      q, k, v, lengths, prompt_kv, mesh: as in the module's docstring.
       interpret: run the kernel as plain JAX operations, on any backend; for tests.
     """
     # imported here: it takes a while, and only TPUs need it
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     asked = q
-    q, k, v, real = as_rows(q, k, v, mask, prompt_kv)
+    q, k, v = as_rows(q, k, v)
+    if prompt_kv is None:
+        real = jnp.arange(q.shape[2])[None] < lengths[:, None]
+    else:  # a row's keys are its prompt's, with its padding, and its own
+        group, of_prompt = q.shape[0] // lengths.shape[0], jnp.arange(prompt_kv[0].shape[2])[None] < lengths[:, None]
+        k, v = (jnp.concatenate([_spread(a, group), b], axis=2) for a, b in zip(prompt_kv, (k, v), strict=True))
+        real = jnp.concatenate([_spread(of_prompt, group), jnp.ones(q.shape[::2], bool)], axis=1)
     (queries, block_q), (keys, block_kv) = (_blocks(x.shape[2]) for x in (q, k))
     sizes = splash_attention.BlockSizes(
         block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
@@ -192,9 +183,9 @@ def splash(q: Array, k: Array, v: Array, mask: Array, prompt_kv: Any, *, mesh: M
     return from_rows(out[:, :, : asked.shape[-3]], asked)
 
 
-def _pad_front(x: Array, tokens: int) -> Array:
-    """(N, ...) -> (N, tokens, ...), zeros or False first."""
-    return jnp.pad(x, ((0, 0), (tokens - x.shape[1], 0), *((0, 0),) * (x.ndim - 2)))
+def _spread(x: Array, group: int) -> Array:
+    """(B, ...) -> (B·G, ...), each entry for all rows of its group."""
+    return jnp.reshape(jnp.broadcast_to(x[:, None], (x.shape[0], group, *x.shape[1:])), (-1, *x.shape[1:]))
 
 
 def _blocks(tokens: int) -> tuple[int, int]:
@@ -217,6 +208,7 @@ ATTENTION: dict[str, Callable[..., Array]] = {
     "cudnn": functools.partial(dot_product, implementation="cudnn"),
     "splash": splash,
 }
+WHOLE_ROWS = {"xla", "cudnn"}
 BACKENDS = {"cudnn": "gpu", "splash": "tpu"}  # where a kernel runs; the others run anywhere
 
 

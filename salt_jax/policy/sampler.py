@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from salt_jax.policy.transformer import Decoder
+from salt_jax.policy.transformer import Decoder, left_aligned, states_at
 from salt_jax.vocab import open_uniforms, scaled_logits
 
 Array = jax.Array
@@ -226,10 +226,12 @@ def sample(
             "last": tokens,
         }
 
-    hidden, prompt_kv = model.prefill(prompts, prompt_mask)
+    prompts, prompt_lengths = left_aligned(prompts, prompt_mask)
+    hidden, prompt_kv = model.prefill(prompts, prompt_lengths)
     cache_dtype = jnp.dtype(model.config.compute_dtype if config.cache_dtype == "compute" else config.cache_dtype)
     prompt_kv = jax.tree.map(lambda x: x.astype(cache_dtype), prompt_kv)
-    first = jnp.repeat(hidden[:, -1], group_size, axis=0, total_repeat_length=n)
+    last = states_at(hidden, prompt_lengths[:, None] - 1)[:, 0]
+    first = jnp.repeat(last, group_size, axis=0, total_repeat_length=n)
     state = {
         "tokens": jnp.full((length, n), pad_id, jnp.int32),
         "log_probs": jnp.zeros((length, n), jnp.float32),
@@ -245,7 +247,7 @@ def sample(
 
     def advance(loop: tuple[Array, dict[str, Array], Any]) -> tuple[Array, dict[str, Array], Any]:
         step, state, cache = loop
-        hidden, cache = model.decode(state["last"], step - 1, prompt_mask, prompt_kv, cache, blocks)
+        hidden, cache = model.decode(state["last"], step - 1, prompt_lengths, prompt_kv, cache, blocks)
         return step + 1, draw(hidden, step, state), cache
 
     blocks = model.blocks()

@@ -2,9 +2,12 @@
 
 Layer parameters are stacked on a leading axis, and layers are scanned (or unrolled, which is faster on CPU).
 
-Rollouts of one prompt share it, so the model works on two streams: prompts (B, P), left-padded, and
-completions (B, G, T), whose tokens attend to their group's prompt and to their own past. A prompt is then
-processed once per group: in the sampler, in the training forward and in its backward.
+Rollouts of one prompt share it, so the model works on two streams: prompts (B, P) and completions (B, G, T),
+whose tokens attend to their group's prompt and to their own past. A prompt is then processed once per group: in
+the sampler, in the training forward and in its backward. The kernels of ``attention.WHOLE_ROWS`` cannot do that in
+the training forward: each rollout is one row there, its completion right behind its prompt.
+
+Token ids are moved to the left before they are embedded (``left_aligned``), so that attention needs lengths only.
 
 Shape letters as in ``layers.py``, and V for the vocabulary.
 """
@@ -19,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from salt_jax.policy.attention import ATTENTION, MASKED, attend, axes_that_divide, prompt_segment
+from salt_jax.policy.attention import ATTENTION, MASKED, WHOLE_ROWS, attend, axes_that_divide, prompt_segment
 from salt_jax.policy.layers import (
     Block,
     TransformerConfig,
@@ -32,6 +35,28 @@ from salt_jax.policy.rope import rope_table
 from salt_jax.products import einsum
 
 Array = jax.Array
+
+
+def left_aligned(tokens: Array, mask: Array) -> tuple[Array, Array]:
+    """Left-padded tokens (B, S) with their real ones, where mask (B, S) is true, first; and how many, (B,) int32.
+
+    Example:
+      >>> left_aligned(jnp.array([[0, 7, 8]]), jnp.array([[False, True, True]]))[0].tolist()
+      [[7, 8, 0]]
+    """
+    lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return _turned(tokens, mask.shape[1] - lengths), lengths
+
+
+def _turned(rows: Array, by: Array) -> Array:
+    """Rows (B, S, ...), each turned to the left by so many places of its S, by (B,)."""
+    index = (jnp.arange(rows.shape[1])[None] + by[:, None]) % rows.shape[1]
+    return jnp.take_along_axis(rows, jnp.reshape(index, index.shape + (1,) * (rows.ndim - 2)), axis=1)
+
+
+def states_at(hidden: Array, positions: Array) -> Array:
+    """States (B, T, D) at positions (B, T) of rows of states (B, S, D); -1, of a row without tokens, is taken for 0."""
+    return jnp.take_along_axis(hidden, jnp.maximum(positions, 0)[:, :, None], axis=1)
 
 
 class Decoder(nnx.Module):
@@ -122,43 +147,36 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
         return [nnx.merge(graphdef, self._layer(stacked, i)) for i in range(self.config.num_layers)]
 
-    def _prompt_layer(self, block: Block, x: Array, table: Any, mask: Array) -> tuple[Array, Any]:
-        """One block over prompts: x (B*P, D), mask (B, P) -> x and this layer's keys and values (B, K, P, C)."""
-        out, kv = self._attention(block, x, table, mask.shape, mask, None)
-        return self._by_rows(block.finish(x, out), mask.shape[0]), kv
+    def _layer_over(self, block: Block, x: Array, table: Any, lead: tuple[int, ...], lengths: Array,
+                    prompt_kv: Any = None) -> tuple[Array, tuple[Array, Array]]:
+        """One block over tokens x (M, D), M = B * ... = lead -> x, and this layer's keys and values.
 
-    def _completion_layer(self, block: Block, x: Array, table: Any, mask: Array, prompt_kv: Any,
-                          shape: tuple[int, int, int]) -> Array:
-        """One block over completions x (B*G*T, D), attending to the group's prompt and to their own past."""
-        out = self._attention(block, x, table, shape, mask, prompt_kv)[0]
-        return self._by_rows(block.finish(x, out), mask.shape[0])
-
-    def _attention(self, block: Block, x: Array, table: Any, lead: tuple[int, ...], mask: Array,
-                   prompt_kv: Any) -> tuple[Array, tuple[Array, Array]]:
-        """Attention outputs (M, heads*C) of tokens x (M, D), M = B * ... = lead, and their keys and values."""
+        Rows (B, S) attend to their own past, completions (B, G, T) to their group's prompt too; lengths (B,) are of
+        the rows, or of the prompts.
+        """
         q, k, v = block.qkv(x, table)
         heads = self.config.num_kv_heads
         q = split_heads(q, lead, heads, query=True)
         k, v = (split_heads(y, lead, heads, query=False) for y in (k, v))
-        return merge_heads(ATTENTION[self.config.attention](q, k, v, mask, prompt_kv, mesh=self.mesh)), (k, v)
+        out = merge_heads(ATTENTION[self.config.attention](q, k, v, lengths, prompt_kv, mesh=self.mesh))
+        return self._by_rows(block.finish(x, out), lead[0]), (k, v)
 
     def _table(self, positions: Array) -> tuple[Array, Array]:
         """Rotary table (M, C/2) of M positions of any shape."""
         cfg = self.config
         return rope_table(jnp.reshape(positions, (-1,)), cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
 
-    def _prompt_table(self, mask: Array) -> tuple[Array, Array]:
-        """Rotary table of left-padded prompts: the first real token has position 0."""
-        positions = jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
-        return self._table(positions)
+    def prefill(self, rows: Array, lengths: Array) -> tuple[Array, Any]:
+        """Left-aligned rows (B, S) and their lengths (B,), such as prompts, through all layers.
 
-    def prefill(self, prompts: Array, prompt_mask: Array) -> tuple[Array, Any]:
-        """Prompts (B, P) -> hidden states after the final norm (B, P, D), and each layer's keys and values."""
-        table = self._prompt_table(prompt_mask)
-        x, prompt_kv = self._over_layers(
-            lambda block, x, _: self._prompt_layer(block, x, table, prompt_mask), self.embed(prompts), None
+        Returns:
+          Hidden states after the final norm (B, S, D), and each layer's keys and values (B, K, S, C).
+        """
+        table = self._table(jnp.broadcast_to(jnp.arange(rows.shape[1])[None], rows.shape))
+        x, kv = self._over_layers(
+            lambda block, x, _: self._layer_over(block, x, table, rows.shape, lengths), self.embed(rows), None
         )
-        return jnp.reshape(self._norm(x), (*prompts.shape, -1)), prompt_kv
+        return jnp.reshape(self._norm(x), (*rows.shape, -1)), kv
 
     def __call__(self, tokens: Array, mask: Array | None = None) -> Array:
         """Plain logits (B, S, V), float32, of left-padded sequences (B, S). For tests and small inputs.
@@ -166,11 +184,14 @@ class Decoder(nnx.Module):
         ``mask`` (B, S) is true on real tokens; all are real when it is None.
         """
         mask = jnp.ones(tokens.shape, bool) if mask is None else mask
-        hidden, _ = self.prefill(tokens, mask)
+        rows, lengths = left_aligned(tokens, mask)
+        hidden = _turned(self.prefill(rows, lengths)[0], lengths)  # behind their padding again
         return einsum("bsd,dv->bsv", hidden, self.lm_head.astype(hidden.dtype), jnp.float32)
 
     def completion_hidden(self, prompts: Array, prompt_mask: Array, completions: Array) -> Array:
         """Hidden states that predict each completion token; the prompt is processed once per group.
+
+        With a kernel of ``WHOLE_ROWS`` it is processed once per rollout.
 
         Args:
           prompts: (B, P) int32, left-padded.
@@ -180,28 +201,43 @@ class Decoder(nnx.Module):
         Returns:
           (B, G, T, D) in the compute dtype, after the final norm: position t predicts completion token t.
         """
+        if self.config.attention in WHOLE_ROWS:
+            return self._whole_rows(prompts, prompt_mask, completions)
         batch, group, length = completions.shape
-        table_p = self._prompt_table(prompt_mask)
-        first = jnp.sum(prompt_mask, axis=1, dtype=jnp.int32)  # position of the first completion token
+        prompts, lengths = left_aligned(prompts, prompt_mask)
         inputs = completions[:, :, :-1]  # the last token predicts nothing
         shape = (batch, group, length - 1)
-        positions = jnp.broadcast_to(first[:, None, None] + jnp.arange(length - 1)[None, None], shape)
-        table_c = self._table(positions)
+        table_p = self._table(jnp.broadcast_to(jnp.arange(prompts.shape[1])[None], prompts.shape))
+        table_c = self._table(jnp.broadcast_to(lengths[:, None, None] + jnp.arange(length - 1)[None, None], shape))
 
         def layer(block: Block, carry: Any, _: Any) -> tuple[Any, None]:
             x_p, x_c = carry
-            x_p_next, prompt_kv = self._prompt_layer(block, x_p, table_p, prompt_mask)
+            x_p_next, prompt_kv = self._layer_over(block, x_p, table_p, prompts.shape, lengths)
             if length > 1:
-                x_c = self._completion_layer(block, x_c, table_c, prompt_mask, prompt_kv, shape)
+                x_c, _ = self._layer_over(block, x_c, table_c, shape, lengths, prompt_kv)
             return (x_p_next, x_c), None
 
         (x_p, x_c), _ = self._over_layers(layer, (self.embed(prompts), self.embed(inputs)), None)
         d = self.config.d_model
-        last = jnp.reshape(x_p, (batch, -1, d))[:, -1]  # left padding: the last prompt token is always real
+        last = states_at(jnp.reshape(x_p, (batch, -1, d)), lengths[:, None] - 1)
         hidden = jnp.concatenate(
-            [jnp.broadcast_to(last[:, None, None], (batch, group, 1, d)), jnp.reshape(x_c, (*shape, d))], axis=2
+            [jnp.broadcast_to(last[:, None], (batch, group, 1, d)), jnp.reshape(x_c, (*shape, d))], axis=2
         )
         return self._norm(hidden)
+
+    def _whole_rows(self, prompts: Array, prompt_mask: Array, completions: Array) -> Array:
+        """``completion_hidden`` from B·G rows, each a prompt and right behind it its completion but for one token."""
+        batch, group, length = completions.shape
+        lead = (batch, group, prompts.shape[1])
+        prompts, mask = (jnp.broadcast_to(x[:, None], lead) for x in (prompts, prompt_mask))
+        inputs = completions[:, :, :-1]
+        rows = jnp.concatenate([prompts, inputs], axis=2)
+        mask = jnp.concatenate([mask, jnp.ones(inputs.shape, bool)], axis=2)
+        rows, lengths = left_aligned(*(jnp.reshape(x, (batch * group, -1)) for x in (rows, mask)))
+        hidden, _ = self.prefill(rows, lengths)
+        first = lengths - length  # the position of the prompt's last token
+        hidden = states_at(hidden, first[:, None] + jnp.arange(length)[None])
+        return jnp.reshape(hidden, (batch, group, length, -1))
 
     def in_compute_dtype(self) -> Decoder:
         """The model with its matrices in the compute dtype: a decoding loop then does not read them at twice the width.
@@ -231,22 +267,21 @@ class Decoder(nnx.Module):
             return tuple(jnp.zeros((cfg.num_layers, *shape), dtype) for shape in shapes)
         return [tuple(jnp.zeros(shape, dtype) for shape in shapes) for _ in range(cfg.num_layers)]
 
-    def decode(self, tokens: Array, step: Array, prompt_mask: Array, prompt_kv: Any, cache: Any,
+    def decode(self, tokens: Array, step: Array, prompt_lengths: Array, prompt_kv: Any, cache: Any,
                blocks: list[Block] | None = None) -> tuple[Array, Any]:
         """One generation step: completion tokens number ``step`` (N,) -> hidden states (N, D) and the cache.
 
         Args:
           tokens: (N,) int32 tokens at completion position ``step``, N = B*G.
           step: scalar int32, 0-based position within the completion.
-          prompt_mask: (B, P) bool.
+          prompt_lengths: (B,) int32, tokens of each prompt.
           prompt_kv: what ``prefill`` returned.
           cache: what ``empty_cache`` or the previous call returned.
           blocks: what ``blocks`` returned; saves time in a loop.
         """
-        cfg, batch = self.config, prompt_mask.shape[0]
+        cfg, batch = self.config, prompt_lengths.shape[0]
         group = tokens.shape[0] // batch
-        first = jnp.repeat(jnp.sum(prompt_mask, axis=1, dtype=jnp.int32), group, total_repeat_length=tokens.shape[0])
-        table = self._table(first + step)
+        table = self._table(jnp.repeat(prompt_lengths, group, total_repeat_length=tokens.shape[0]) + step)
 
         def run(block: Block, x: Array, prompt_kv: Any, write: Callable[[int, Array, Any], Array]) -> Array:
             q, k, v = block.qkv(x, table)
@@ -256,7 +291,7 @@ class Decoder(nnx.Module):
             keys, values = write(0, k[..., None], (0, step)), write(1, v[:, :, :, None], (step, 0))
             own = einsum("bkgrc,bkgcu->bkgru", q, keys, jnp.float32)
             seen = (jnp.arange(keys.shape[4]) <= step)[None, None, None, None]
-            prompt = prompt_segment("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_mask)
+            prompt = prompt_segment("bkgrc,bkpc->bkgrp", "bkgrp,bkpc->bkgrc", q, prompt_kv, prompt_lengths)
             out = attend([prompt, (jnp.where(seen, own, MASKED), values, "bkgru,bkguc->bkgrc")], stored)
             return self._by_rows(block.finish(x, merge_heads(out).astype(x.dtype)), batch)
 

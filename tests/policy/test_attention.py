@@ -12,8 +12,10 @@ from flax import nnx
 from salt_jax.policy import attention
 from salt_jax.policy.attention import ATTENTION, check_backend, segments, splash
 from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.transformer import left_aligned
 from salt_jax.training.sharding import make_mesh
 from salt_jax.training.state import make_policy
+from tests.reference.jaxpr import equations
 from tests.training_setup import call, largest_difference, policy_and_params
 
 CONFIG = TransformerConfig(
@@ -92,11 +94,12 @@ def test_in_bfloat16(name):
 
 @fused
 def test_prefill_gives_the_same_states_and_cache(name):
-    prompts, mask, _ = inputs(1)
+    prompts, lengths = left_aligned(*inputs(1)[:2])
+    mask = np.arange(P)[None] < np.array(REAL)[:, None]
 
     def real(attention):
         model = nnx.merge(*policy_and_params(dataclasses.replace(CONFIG, attention=attention)))
-        hidden, (keys, values) = call(model.prefill, prompts, mask)
+        hidden, (keys, values) = call(model.prefill, prompts, lengths)
         assert np.isfinite(hidden).all()
         at = np.asarray(mask)
         cache = (np.asarray(x) * at[None, :, None, :, None] for x in (keys, values))
@@ -107,40 +110,79 @@ def test_prefill_gives_the_same_states_and_cache(name):
 
 
 def arrays(shape, seed=0):
-    """q, k, v, mask and prompt_kv of completions: batch, K, group, T, R, C, P."""
+    """q, k, v, lengths and prompt_kv of completions: batch, K, group, T, R, C, P; without P of rows, None for it."""
     batch, heads, group, length, per_head, c, prompt = shape
     rng = np.random.default_rng(seed)
     own = (batch, heads, group, length)
     shapes = (*own, per_head, c), (*own, c), (*own, c), (batch, heads, prompt, c), (batch, heads, prompt, c)
     q, k, v, before_k, before_v = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
-    mask = np.arange(prompt)[None] >= rng.integers(0, prompt, batch)[:, None]
-    return q, k, v, mask, (before_k, before_v)
+    return q, k, v, rng.integers(1, prompt + 1, batch).astype(np.int32), (before_k, before_v)
+
+
+def rows(shape):
+    """The same of rows, groups of one: prompt_kv is None and lengths are the rows' own."""
+    q, k, v, _, _ = arrays(shape)
+    lengths = np.random.default_rng(2).integers(1, shape[3] + 1, shape[0]).astype(np.int32)
+    return q[:, :, 0], k[:, :, 0], v[:, :, 0], lengths, None
 
 
 def value_and_gradients(function, arguments):
-    q, k, v, mask, prompt_kv = arguments
+    q, k, v, lengths, prompt_kv = arguments
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    if prompt_kv is None:  # what comes out for padding has no meaning
+        weights *= np.arange(q.shape[2])[None, None, :, None, None] < lengths[:, None, None, None, None]
 
     def loss(q, k, v, prompt_kv):
-        out = function(q, k, v, mask, prompt_kv)
-        return jnp.sum(out * weights), out
+        out = function(q, k, v, lengths, prompt_kv)
+        return jnp.sum(out * weights), jnp.where(weights == 0, 0, out)
 
     gradients, out = call(jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True), q, k, v, prompt_kv)
     return out, gradients
 
 
-@functools.cache
-def expected_of_rows(shape):
-    return value_and_gradients(segments, arrays(shape))
-
-
-@fused
-@pytest.mark.parametrize(
+SHAPES = pytest.mark.parametrize(
     "shape", [(2, 1, 2, 130, 2, 8, 150), (1, 2, 1, 300, 1, 4, 3), (1, 1, 2, 1, 3, 4, 140)],
     ids=["several blocks", "long completions", "one token"],
 )  # fmt: skip
-def test_rows_of_several_blocks(name, shape):
-    assert_same(value_and_gradients(ATTENTION[name], arrays(shape)), expected_of_rows(shape))
+
+
+@SHAPES
+def test_completions_of_several_blocks(shape):
+    arguments = arrays(shape)
+    assert_same(value_and_gradients(ATTENTION["splash"], arguments), value_and_gradients(segments, arguments))
+
+
+ROWS = (3, 2, 1, 131, 2, 8, 1)
+
+
+@functools.cache
+def expected_of_rows():
+    return value_and_gradients(segments, rows(ROWS))
+
+
+@fused
+def test_rows_of_several_blocks(name):
+    """Of an odd length, which cuDNN's gradient does not take as it is."""
+    assert_same(value_and_gradients(ATTENTION[name], rows(ROWS)), expected_of_rows())
+
+
+@pytest.mark.parametrize("name", ["segments", *FUSED])
+def test_layers_gather_nothing(name):
+    """Forward and backward: ids were put in order before they were embedded. 'cudnn' runs what 'xla' does."""
+    config = dataclasses.replace(CONFIG, attention=name)
+    policy, params = policy_and_params(config)
+    gradient = jax.grad(lambda params: jnp.sum(nnx.merge(policy, params).completion_hidden(*inputs(3))))
+    program = list(equations(jax.make_jaxpr(gradient)(params)))
+    moves = lambda found: [e.primitive.name for e in found if e.primitive.name in ("gather", "scatter", "scatter-add")]
+    assert moves(program)  # of ids, of embeddings and of the states that predict
+    layers = [e for e in program if e.primitive.name == "scan" and e.params["length"] == CONFIG.num_layers]
+    assert len(layers) == 2
+    assert [moves(equations(e.params["jaxpr"])) for e in layers] == [[], []]
+
+
+def test_kernels_of_whole_rows_take_no_prompt_beside_them():
+    with pytest.raises(ValueError, match="whole rows"):
+        ATTENTION["xla"](*arrays((2, 2, 2, 5, 2, 4, 4)))
 
 
 def test_blocks_pad_to_128_and_divide():
@@ -188,8 +230,8 @@ def test_one_gradient_a_rollout():
 @pytest.mark.parametrize("head_dim", [24, 64, 128])
 def test_splash_lowers_to_a_tpu_kernel(head_dim):
     """Without a TPU: the program for one is made, by the real kernel, with its gradient."""
-    q, k, v, mask, prompt_kv = arrays((2, 2, 2, 5, 2, head_dim, 4))
-    gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(splash(q, k, v, mask, prompt_kv)), argnums=(0, 1, 2)))
+    q, k, v, lengths, prompt_kv = arrays((2, 2, 2, 5, 2, head_dim, 4))
+    gradient = jax.jit(jax.grad(lambda q, k, v: jnp.sum(splash(q, k, v, lengths, prompt_kv)), argnums=(0, 1, 2)))
     text = gradient.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") >= 3  # forward, gradient of q, gradient of k and v
 

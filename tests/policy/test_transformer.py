@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from salt_jax.policy.layers import REMAT, TransformerConfig, rms_norm
+from salt_jax.policy.transformer import left_aligned
 from tests.reference import transformer as reference
 from tests.training_setup import call, compiled, edited, largest_difference, merged, policy_and_params
 
@@ -108,8 +109,10 @@ def plain_states(config):
 
     def loss(params, *arguments):
         tokens, mask = rows_and_mask(*arguments)
-        hidden, _ = nnx.merge(policy, params).prefill(tokens, mask)
-        return weighted_sum(hidden[:, P - 1 : -1].reshape(B, G, T, -1))
+        rows, lengths = left_aligned(tokens, mask)
+        hidden, _ = nnx.merge(policy, params).prefill(rows, lengths)
+        at = lengths[:, None] - T - 1 + jnp.arange(T)[None]  # the states before each of the last T tokens
+        return weighted_sum(jnp.take_along_axis(hidden, at[:, :, None], axis=1).reshape(B, G, T, -1))
 
     return call(jax.value_and_grad(loss, has_aux=True), params, *inputs())
 
@@ -178,12 +181,13 @@ def test_decoding_with_the_cache_equals_the_training_forward(config):
     model = merged(config)
 
     def decode(prompts, mask, completions):
-        hidden, prompt_kv = model.prefill(prompts, mask)
-        states = [jnp.repeat(hidden[:, -1], G, axis=0)]
+        rows, lengths = left_aligned(prompts, mask)
+        hidden, prompt_kv = model.prefill(rows, lengths)
+        states = [jnp.repeat(hidden[jnp.arange(B), lengths - 1], G, axis=0)]
         cache = model.empty_cache(B, G, T - 1)
         tokens = completions.reshape(B * G, T)
         for step in range(T - 1):
-            state, cache = model.decode(tokens[:, step], jnp.int32(step), mask, prompt_kv, cache)
+            state, cache = model.decode(tokens[:, step], jnp.int32(step), lengths, prompt_kv, cache)
             states.append(state)
         return jnp.stack(states, axis=1).reshape(B, G, T, -1)
 
