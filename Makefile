@@ -122,7 +122,7 @@ hooks: $(STAMP)  ## run ruff and mypy at every git commit
 # Two locks for every platform and Python version, without addresses. LOCK=--upgrade takes newer versions.
 # constraints.txt has versions and markers of all extras, for `pip install -c`. requirements.txt has the same versions
 # with their hashes, of what this file installs and what builds it: pip takes a hash as an order to hash everything.
-LOCKED    := cuda tpu hf math gym smollm2 dev  # not bench: torch, to compare with
+LOCKED    := cuda cuda13 tpu hf math gym smollm2 dev  # not bench: torch, to compare with
 INSTALLED := hf math gym smollm2 dev
 COMPILE   := $(RUN) uv pip compile --quiet --universal --python-version 3.11 --fork-strategy requires-python \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock"
