@@ -228,7 +228,6 @@ def main(arguments: Sequence[str] | None = None, stages: Mapping[str, Stage] = S
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_SHARE)
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compile seconds are measured
-    os.environ["OPENBLAS_NUM_THREADS"] = str(os.cpu_count())  # of the float64 references; experiments/ says 1
     command = list(sys.argv if arguments is None else arguments)
     save = lambda: write(options.out, records, command)
     if stages is STAGES:  # imported once, for all of them

@@ -1,10 +1,9 @@
-"""Stage `numerics`: what a device computes, against float64 NumPy on the host."""
+"""Stage `numerics`: what a device computes, against float64 NumPy results that are held (`held`)."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,24 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.accelerator import reference
-from experiments.accelerator.measuring import Program, compile_together, failed, fused, policy_of
+from experiments.accelerator.held import ADVANTAGES, GROUP, Inputs, held, leaves
+from experiments.accelerator.measuring import Program, compile_together, failed, fused
 from experiments.accelerator.rows import Row, Setting
 from salt_jax import geometry, salt
-from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.logprobs import completion_scores
-from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training.state import init_params, make_policy
+from salt_jax.training.state import make_policy
 
 # Bounds, with their reasons. u is the rounding of one number: 2^-24 in float32, 2^-9 in bfloat16. With TF32, 2^-11,
 # a GPU would miss those of float32.
 BOUNDS = {
     # Logits of size 10 as sums of 1,536 products, after two layers: some hundred u.
     "float32 log-probs": 1e-4,  # nats, the largest error
+    # An entropy is a mean of log-probs of size up to 25, whose errors are theirs.
+    "float32 entropy": 1e-4,  # nats, the largest error
     "float32 gradient": 1e-4,  # ‖error‖ / ‖gradient‖ of the worst parameter
     # About ten roundings on the way to h, and those of h and W: √10 · u · 3, the standard deviation of a logit; twice.
     "bfloat16 log-probs": 4e-2,  # nats, root mean square
+    "bfloat16 entropy": 4e-2,  # nats, root mean square
     "bfloat16 gradient": 5e-2,  # the same on the way back
     # On the premise that a fused kernel rounds no more than `segments`: its error over that one's. For a gradient the
     # premise is doubtful (docs/accelerators.md); the bound stands.
@@ -42,216 +42,151 @@ BOUNDS = {
     "cosine": 0.999,  # of a′ from a bfloat16 Gram and the true a′
     "alpha": 1e-2,
 }
-GROUP = 2
-ADVANTAGES = np.array([1.0, -0.5, 0.75, -1.0])
+Array = np.ndarray
 
 
 def numerics(setting: Setting) -> Iterator[Row]:
-    """Sampled tokens' log-probs, their gradient, Gram matrices, eigenvectors and a′."""
-    rng = np.random.default_rng(0)
-    policy = policy_of(setting, num_layers=2, qkv_bias=True, tied_embeddings=True)
-    params = jax.jit(functools.partial(_parameters, policy))(jax.random.key(0))
-    scene = _Scene(setting, policy, rng)
-    grams = _Grams(setting, policy, rng)
-    spectra = _spectra(setting, rng)
-    lowerings = scene.lowerings(params) | {"Gram matrices": lambda: grams.lower(params["embedding"])}
-    for name, (gram, a, eigen) in spectra.items():
-        reweight = functools.partial(salt.reweight, config=salt.SaltConfig(eigen=eigen))
-        lowerings[name] = lambda reweight=reweight, given=(gram, a): jax.jit(reweight).lower(*given)
+    """Log-probs, entropies and their gradient, the sampler's log-probs, Gram matrices, eigenvectors and a′."""
+    inputs = Inputs(setting)
+    ways = {
+        f"{dtype}, {attention}": (dtype, attention)
+        for dtype, attention in (("bfloat16", "segments"), ("bfloat16", fused()), ("float32", "segments"))
+    }
+    tokens = jax.ShapeDtypeStruct(inputs.mask.shape, jnp.int32)
+    targets = jax.ShapeDtypeStruct(inputs.hidden_mask.shape, jnp.int32)
+    lowerings: dict[str, Any] = {
+        name: lambda way=way: jax.jit(functools.partial(_scored, inputs, *way)).lower(inputs.params, tokens)
+        for name, way in ways.items()
+    }
+    lowerings["sampler"] = lambda: jax.jit(inputs.sampled).lower(inputs.params)
+    lowerings["Gram matrices"] = lambda: jax.jit(functools.partial(_grams, inputs)).lower(
+        inputs.hidden, inputs.params["embedding"], targets
+    )
+    lowerings["eigen-parts"] = lambda: jax.jit(_eigen_parts).lower(inputs.spectra)
     programs = compile_together(lowerings, wait=False)
-    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    yield from scene.rows(programs, params, exact)
+    true = held(setting, inputs)
+    drawn = None
     try:
-        yield from grams.rows(programs["Gram matrices"], params["embedding"], exact["embedding"].T, rng)
+        drawn = jax.device_get(programs["sampler"](inputs.params))
     except Exception as error:
-        yield failed("Gram matrices", error)
-    for name, (gram, a, _) in spectra.items():
+        yield failed("sampler", error)
+    plain: dict[str, float] = {}
+    for name, (dtype, attention) in ways.items():
         try:
-            yield _eigen_row(name, programs[name], gram, a)
+            for row in _score_rows(name, dtype, attention, programs[name], inputs, true, drawn):
+                kind = f"{dtype} {row.what.partition(',')[0]}"
+                if attention == "segments":
+                    plain.setdefault(kind, row.value or 0.0)
+                elif attention == "cudnn" and kind in BOUNDS:
+                    row = dataclasses.replace(row, aim=BOUNDS["fused"] * plain.get(kind, BOUNDS[kind]))
+                yield row
         except Exception as error:
             yield failed(name, error)
+    try:
+        yield from _gram_rows(programs["Gram matrices"], inputs, true)
+    except Exception as error:
+        yield failed("Gram matrices", error)
+    try:
+        yield from _eigen_rows(programs["eigen-parts"], inputs, true)
+    except Exception as error:
+        yield failed("eigen-parts", error)
 
 
-def _parameters(policy: TransformerConfig, key: jax.Array) -> Any:
-    """Random parameters with biases that are not zero, and logits of standard deviation 3: some tokens are likely."""
-    params = init_params(policy, key)
-    params["embedding"] *= 3.0
-    for i, name in enumerate(("q_bias", "k_bias", "v_bias")):
-        like = params["layers"][name]
-        params["layers"][name] = jax.random.normal(jax.random.fold_in(key, i), like.shape)
-    return params
-
-
-def _rms(x: np.ndarray) -> float:
+def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-class _Scene:
-    """Two prompts of two rollouts, all of different lengths: what is sampled, and then scored in several ways."""
+def _scored(inputs: Inputs, dtype: str, attention: str, params: Any, drawn: jax.Array) -> Any:
+    """Gradient of −Σ A log p / N, and log p and entropy, of the drawn tokens (rows, T)."""
+    model = make_policy(dataclasses.replace(inputs.policy, compute_dtype=dtype, attention=attention))
+    ones = jnp.ones(len(ADVANTAGES), bool)
+    rollouts = RolloutBatch(
+        tokens=jnp.concatenate([jnp.asarray(np.repeat(inputs.ids, GROUP, 0)), drawn], axis=1),
+        prompt_mask=jnp.asarray(np.repeat(inputs.prompt_mask, GROUP, 0)), completion_mask=jnp.asarray(inputs.mask),
+        sampler_log_probs=jnp.zeros(drawn.shape), rewards=jnp.zeros(len(ADVANTAGES)),
+        rewarded=ones, valid=ones, truncated=ones,
+    )  # fmt: skip
 
-    def __init__(self, setting: Setting, policy: TransformerConfig, rng: np.random.Generator) -> None:
-        self.policy, self.unit = policy, 8 if setting.tiny else 128
-        unit = self.unit
-        self.prompts, self.completions = (unit, unit * 5 // 8), (unit, unit * 3 // 4, unit // 2, 3)
-        self.ids = rng.integers(0, policy.vocab_size, (len(self.prompts), unit)).astype(np.int32)
-        self.prompt_mask = np.arange(unit)[None] >= unit - np.array(self.prompts)[:, None]
-        self.mask = np.arange(unit)[None] < np.array(self.completions)[:, None]
-        self.ways = {
-            f"{dtype}, {attention}": (dtype, attention)
-            for dtype, attention in (("bfloat16", "segments"), ("bfloat16", fused()), ("float32", "segments"))
-        }
+    def loss(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        found = completion_scores(nnx.merge(model, params), rollouts, group_size=GROUP)
+        kept = jnp.where(rollouts.completion_mask, found.log_probs, 0.0)
+        weighted = jnp.sum(kept * jnp.asarray(ADVANTAGES, jnp.float32)[:, None])
+        return -weighted / inputs.mask.sum(), (found.log_probs, found.entropy)
 
-    def lowerings(self, params: Any) -> dict[str, Any]:
-        """The sampler, and log-probs with the loss's gradient in each way."""
-
-        def draw(params: Any) -> Any:
-            return sample(
-                nnx.merge(make_policy(self.policy), params), jnp.asarray(self.ids), jnp.asarray(self.prompt_mask),
-                jax.random.key(1), group_size=GROUP, config=SamplingConfig(max_new_tokens=self.unit),
-                stop_ids=(self.policy.vocab_size,), pad_id=0,  # an id that is never drawn
-            )  # fmt: skip
-
-        tokens = jax.ShapeDtypeStruct(self.mask.shape, jnp.int32)
-
-        def lower(dtype: str, attention: str) -> Any:
-            return jax.jit(functools.partial(self._scored, dtype, attention)).lower(params, tokens)
-
-        ways = {name: functools.partial(lower, *way) for name, way in self.ways.items()}
-        return {"sampler": lambda: jax.jit(draw).lower(params)} | ways
-
-    def _scored(self, dtype: str, attention: str, params: Any, drawn: jax.Array) -> Any:
-        """Gradient of −Σ A log p / N, and log p, of the drawn tokens (rows, T)."""
-        model = make_policy(dataclasses.replace(self.policy, compute_dtype=dtype, attention=attention))
-        ones = jnp.ones(len(ADVANTAGES), bool)
-        rollouts = RolloutBatch(
-            tokens=jnp.concatenate([jnp.asarray(np.repeat(self.ids, GROUP, 0)), drawn], axis=1),
-            prompt_mask=jnp.asarray(np.repeat(self.prompt_mask, GROUP, 0)), completion_mask=jnp.asarray(self.mask),
-            sampler_log_probs=jnp.zeros(drawn.shape), rewards=jnp.zeros(len(ADVANTAGES)),
-            rewarded=ones, valid=ones, truncated=ones,
-        )  # fmt: skip
-
-        def loss(params: Any) -> tuple[jax.Array, jax.Array]:
-            found = completion_scores(nnx.merge(model, params), rollouts, group_size=GROUP).log_probs
-            kept = jnp.where(rollouts.completion_mask, found, 0.0)
-            return -jnp.sum(kept * jnp.asarray(ADVANTAGES, jnp.float32)[:, None]) / self.mask.sum(), found
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    def rows(self, programs: dict[str, Program], params: Any, exact: Any) -> Iterator[Row]:
-        """All against the reference; the fused kernel also against `segments`."""
-        drawn = jax.device_get(programs["sampler"](params))
-        tokens = np.concatenate([np.repeat(self.ids, GROUP, 0), drawn.tokens], 1)
-        real = [
-            reference.Sequence(tokens[i, self.unit - self.prompts[i // GROUP] : self.unit + length],
-                               self.prompts[i // GROUP], weight)
-            for i, (length, weight) in enumerate(zip(self.completions, ADVANTAGES, strict=True))
-        ]  # fmt: skip
-        began = time.perf_counter()
-        log_probs, grads = reference.scores(exact, self.policy, real)
-        note = f"float64 on the host took {time.perf_counter() - began:.1f} s"
-        truth, bound = np.concatenate(log_probs), BOUNDS["bfloat16 log-probs"]
-        error = _rms(drawn.log_probs[self.mask] - truth)
-        spent = programs["sampler"].seconds
-        yield Row("sampler's log-probs, bfloat16", error, "nats, rms", bound, compile=spent, note=note)
-        true_grads = jax.device_put(jax.tree.map(lambda x: x.astype(np.float32), grads))
-        norm = jnp.linalg.norm
-        distance = jax.jit(functools.partial(jax.tree.map, lambda x, y: norm(x - y) / norm(y)))
-        plain: dict[str, float] = {}
-        for name, (dtype, attention) in self.ways.items():
-            try:
-                found_grads, found = programs[name](params, jnp.asarray(drawn.tokens))
-                found = np.asarray(found, np.float64)[self.mask]
-                flat = jax.tree_util.tree_flatten_with_path(distance(found_grads, true_grads))[0]
-            except Exception as error:
-                yield failed(name, error)
-                continue
-            path, worst = max(flat, key=lambda leaf: float(leaf[1]))
-            errors = {"log-probs": _rms(found - truth), "gradient": float(worst)}
-            if dtype == "float32":
-                errors["log-probs"] = float(np.abs(found - truth).max())
-            for what, value in errors.items():
-                kind = f"{dtype} {what}"
-                if attention == "segments":
-                    plain.setdefault(kind, value)
-                aim = BOUNDS[kind] if attention == "segments" else BOUNDS["fused"] * plain.get(kind, BOUNDS[kind])
-                unit = "" if what == "gradient" else "nats, rms" if dtype == "bfloat16" else "nats, largest"
-                note = jax.tree_util.keystr(path, simple=True, separator="/") if what == "gradient" else ""
-                yield Row(f"{what}, {name}", value, unit, aim, compile=programs[name].seconds, note=note)
-            if dtype == "bfloat16":
-                gap = np.abs(drawn.log_probs[self.mask] - found)
-                yield Row(f"sampler against {name}", _rms(gap), "nats, rms", bound, note=f"largest {gap.max():.3f}")
+    return jax.grad(loss, has_aux=True)(params)
 
 
-class _Grams:
-    """Exact Gram, taken tokens, sketch, and SALT's a′ from them: states with common directions, on-policy tokens."""
-
-    def __init__(self, setting: Setting, policy: TransformerConfig, rng: np.random.Generator) -> None:
-        m, t, h = (16 if setting.tiny else 64), 8, policy.d_model
-        common = rng.standard_normal((1, 1, h)) + np.repeat(rng.standard_normal((m // 8, 1, h)), 8, 0)
-        hidden = (common + rng.standard_normal((m, t, h))) / np.sqrt(3)
-        self.hidden = np.asarray(hidden.astype(jnp.bfloat16), np.float32)  # the same numbers in both dtypes
-        self.mask = np.arange(t)[None] < rng.integers(2, t + 1, (m, 1))
-        self.advantages = rng.choice([-1.0, 1.0], m)
-
-    def lower(self, embedding: jax.Array) -> Any:
-        """All of them as one program of (hidden, embedding, targets)."""
-
-        def everything(hidden: jax.Array, embedding: jax.Array, targets: jax.Array) -> dict[str, Any]:
-            rest = (embedding.T, targets, jnp.asarray(self.mask))
-            exact = functools.partial(geometry.lm_head_gram, route="features")
-            found = {
-                "float32": exact(hidden, *rest),
-                "bfloat16": exact(hidden.astype(jnp.bfloat16), *rest),
-                "taken token": geometry.taken_token_gram(hidden, *rest, route="features"),
-                "sketch": geometry.sketch_gram(geometry.lm_head_sketch(hidden, *rest, jax.random.key(2))),
-            }
-            a = jnp.asarray(self.advantages, jnp.float32)
-            return {name: (k, salt.reweight(k, a, salt.SaltConfig())) for name, k in found.items()}
-
-        targets = jax.ShapeDtypeStruct(self.mask.shape, jnp.int32)
-        return jax.jit(everything).lower(self.hidden, embedding, targets)
-
-    def rows(self, program: Program, embedding: Any, head: np.ndarray, rng: np.random.Generator) -> Iterator[Row]:
-        """Against K by pairs of tokens, and a′ from it."""
-        hidden = self.hidden.astype(np.float64)
-        targets = reference.draw(hidden, head, rng)
-        gram, taken = reference.grams(hidden, head, targets, self.mask)
-        found = jax.device_get(program(jnp.asarray(self.hidden), embedding, jnp.asarray(targets, jnp.int32)))
-        sketched = np.asarray(found["sketch"][0], np.float64)
-        for name in [name for name in found if name != "sketch"]:
-            true = taken if name == "taken token" else gram
-            bound = BOUNDS["bfloat16 Gram" if name == "bfloat16" else "float32 Gram"]
-            error = float(np.linalg.norm(found[name][0] - true) / np.linalg.norm(true))
-            yield Row(f"Gram, {name}", error, "", bound, compile=program.seconds)
-        ratio, of = (np.trace(x) ** 2 / (x * x).sum() for x in (sketched, gram))
-        bound = BOUNDS["sketch"]
-        yield Row("participation ratio of the sketch, error", abs(ratio / of - 1), "", bound, note=f"of {of:.1f}")
-        new, k, alpha = reference.reweight(gram, self.advantages)
-        for name in ("float32", "bfloat16"):
-            out = found[name][1]
-            cosine = float(out.advantages @ new / np.linalg.norm(out.advantages) / np.linalg.norm(new))
-            note = f"k {int(out.k)} of {k}, α {float(out.alpha):.4f} of {alpha:.4f}"
-            yield Row(f"a′ from {name}, cosine", cosine, "", BOUNDS["cosine"], at_least=True, note=note)
-            yield Row(f"α from {name}, error", abs(float(out.alpha) - alpha), "", BOUNDS["alpha"])
+def _score_rows(
+    name: str, dtype: str, attention: str, program: Program, inputs: Inputs, true: dict[str, Array], drawn: Any
+) -> Iterator[Row]:
+    """One way against what is held, and the sampler's log-probs against its own."""
+    gradient, found = program(inputs.params, jnp.asarray(true["tokens"]))
+    found = [np.asarray(x, np.float64)[inputs.mask] for x in found]
+    size, unit = (_rms, "nats, rms") if dtype == "bfloat16" else (lambda x: float(np.abs(x).max()), "nats, largest")
+    for what, one, of in zip(("log-probs", "entropy"), found, (true["log_probs"], true["entropy"]), strict=True):
+        yield Row(f"{what}, {name}", size(one - of), unit, BOUNDS[f"{dtype} {what}"], compile=program.seconds)
+    errors = {}
+    for path, leaf in leaves(gradient).items():
+        of = true[f"gradient/{path}"].astype(np.float64)
+        some = np.asarray(jnp.ravel(leaf)[true[f"entries/{path}"]], np.float64)
+        errors[path] = float(np.linalg.norm(some - of) / np.linalg.norm(of))
+    worst = max(errors, key=errors.__getitem__)
+    yield Row(f"gradient, {name}", errors[worst], "", BOUNDS[f"{dtype} gradient"], compile=program.seconds, note=worst)
+    if dtype == "bfloat16" and drawn is not None:
+        again = np.asarray(program(inputs.params, jnp.asarray(drawn.tokens))[1][0])
+        gap = np.abs(drawn.log_probs - again)[inputs.mask]
+        note = f"largest {gap.max():.3f}"
+        yield Row(f"sampler against {name}", _rms(gap), "nats, rms", BOUNDS["bfloat16 log-probs"], note=note)
 
 
-def decaying_gram(m: int, rng: np.random.Generator) -> np.ndarray:
-    """(m, m) float32 with eigenvalues exp(−j / 15): participation ratio 30, relative gaps of 1/15."""
-    turned, _ = np.linalg.qr(rng.standard_normal((m, m)))
-    return ((turned * np.exp(-np.arange(m) / 15)) @ turned.T).astype(np.float32)
+def _grams(inputs: Inputs, hidden: jax.Array, embedding: jax.Array, targets: jax.Array) -> dict[str, Any]:
+    """Exact Gram, taken tokens and sketch, and SALT's a′ from each."""
+    rest = (embedding.T, targets, jnp.asarray(inputs.hidden_mask))
+    exact = functools.partial(geometry.lm_head_gram, route="features")
+    found = {
+        "float32": exact(hidden, *rest),
+        "bfloat16": exact(hidden.astype(jnp.bfloat16), *rest),
+        "taken token": geometry.taken_token_gram(hidden, *rest, route="features"),
+        "sketch": geometry.sketch_gram(geometry.lm_head_sketch(hidden, *rest, jax.random.key(2))),
+    }
+    a = jnp.asarray(inputs.advantages, jnp.float32)
+    return {name: (k, salt.reweight(k, a, salt.SaltConfig())) for name, k in found.items()}
 
 
-def _spectra(setting: Setting, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray, str]]:
-    found: dict[str, tuple[np.ndarray, np.ndarray, str]] = {}
-    for m in (64, 128) if setting.tiny else (256, 1024):
-        gram, a = decaying_gram(m, rng), rng.choice([-1.0, 1.0], m).astype(np.float32)
-        found |= {f"a′, {eigen}, m = {m}": (gram, a, eigen) for eigen in ("full", "iterative")}
-    return found
+def _gram_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iterator[Row]:
+    found = jax.device_get(
+        program(jnp.asarray(inputs.hidden), inputs.params["embedding"], jnp.asarray(true["targets"]))
+    )
+    sketched = np.asarray(found["sketch"][0], np.float64)
+    for name in [name for name in found if name != "sketch"]:
+        of = true["taken" if name == "taken token" else "gram"]
+        bound = BOUNDS["bfloat16 Gram" if name == "bfloat16" else "float32 Gram"]
+        error = float(np.linalg.norm(found[name][0] - of) / np.linalg.norm(of))
+        yield Row(f"Gram, {name}", error, "", bound, compile=program.seconds)
+    ratio, of = (np.trace(x) ** 2 / (x * x).sum() for x in (sketched, true["gram"]))
+    bound = BOUNDS["sketch"]
+    yield Row("participation ratio of the sketch, error", abs(ratio / of - 1), "", bound, note=f"of {of:.1f}")
+    new, (k, alpha) = true["salt"], true["k, alpha"]
+    for name in ("float32", "bfloat16"):
+        out = found[name][1]
+        cosine = float(out.advantages @ new / np.linalg.norm(out.advantages) / np.linalg.norm(new))
+        note = f"k {int(out.k)} of {int(k)}, α {float(out.alpha):.4f} of {alpha:.4f}"
+        yield Row(f"a′ from {name}, cosine", cosine, "", BOUNDS["cosine"], at_least=True, note=note)
+        yield Row(f"α from {name}, error", abs(float(out.alpha) - alpha), "", BOUNDS["alpha"])
 
 
-def _eigen_row(name: str, program: Program, gram: np.ndarray, a: np.ndarray) -> Row:
-    new, k, _ = reference.reweight(gram.astype(np.float64), a.astype(np.float64))
-    out = jax.device_get(program(gram, a))
-    note = f"k {int(out.k)} of {k}" + (", fell back on eigh" if out.fallback else "")
-    error = float(np.linalg.norm(out.advantages - new) / np.linalg.norm(new))
-    return Row(name, error, "", BOUNDS["projection"], compile=program.seconds, note=note)
+def _eigen_parts(spectra: dict[int, tuple[jax.Array, jax.Array]]) -> dict[str, Any]:
+    """SALT's a′ from each Gram, by all eigenvectors and by iteration."""
+    return {
+        f"a′, {eigen}, m = {m}": salt.reweight(gram, a, salt.SaltConfig(eigen=eigen))
+        for m, (gram, a) in spectra.items() for eigen in ("full", "iterative")
+    }  # fmt: skip
+
+
+def _eigen_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iterator[Row]:
+    for name, out in jax.device_get(program(inputs.spectra)).items():
+        m = name.partition("m = ")[2]
+        new = true[f"salt, m = {m}"]
+        note = f"k {int(out.k)} of {int(true[f'k, m = {m}'])}" + (", fell back on eigh" if out.fallback else "")
+        error = float(np.linalg.norm(out.advantages - new) / np.linalg.norm(new))
+        yield Row(name, error, "", BOUNDS["projection"], compile=program.seconds, note=note)

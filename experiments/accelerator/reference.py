@@ -106,8 +106,8 @@ def block_back(p: Tree, c: Any, g: Array, kept: tuple[Any, ...], grads: Tree) ->
     return gy + back
 
 
-def scores(params: Tree, c: Any, rows: list[Sequence]) -> tuple[list[Array], Tree]:
-    """Log-probs of each row's completion, and the gradient of −Σ weight · log p / N in the parameters.
+def scores(params: Tree, c: Any, rows: list[Sequence]) -> tuple[list[Array], list[Array], Tree]:
+    """Log-probs and entropies of each row's completion, and the gradient of −Σ weight · log p / N in the parameters.
 
     Args:
       params: 'embedding' (V, D), 'final_norm' (D,), 'layers': arrays stacked over layers.
@@ -129,6 +129,7 @@ def scores(params: Tree, c: Any, rows: list[Sequence]) -> tuple[list[Array], Tre
     lengths = [len(row.tokens) - row.prompt for row in rows]
     each = np.repeat([row.weight for row in rows], lengths) / len(targets)
     delta = np.exp(log_p)
+    entropy = -(delta * log_p).sum(-1)
     delta[np.arange(len(targets)), targets] -= 1
     delta *= each[:, None]
     grads = {"embedding": delta.T @ hidden, "final_norm": np.zeros_like(params["final_norm"])}
@@ -142,7 +143,8 @@ def scores(params: Tree, c: Any, rows: list[Sequence]) -> tuple[list[Array], Tre
         for i in reversed(range(c.num_layers)):
             g = block_back(of[i], c, g, kept[r][i], {name: value[i] for name, value in grads["layers"].items()})
         np.add.at(grads["embedding"], row.tokens, g)
-    return np.split(taken, np.cumsum(lengths)[:-1]), grads
+    taken, entropy = (np.split(x, np.cumsum(lengths)[:-1]) for x in (taken, entropy))
+    return taken, entropy, grads
 
 
 def log_softmax(z: Array) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.accelerator.held import decaying_gram
 from experiments.accelerator.measuring import (
     COPY,
     GIB,
@@ -25,7 +26,6 @@ from experiments.accelerator.measuring import (
     policy_of,
     seconds,
 )
-from experiments.accelerator.numerics import decaying_gram
 from experiments.accelerator.rows import Row, Setting
 from experiments.benchmarks import report, sampling
 from experiments.benchmarks.salt_overhead import (

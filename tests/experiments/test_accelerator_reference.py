@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def _small() -> tuple[TransformerConfig, dict[str, Any], list[reference.Sequence
 
 def test_the_reference_gradient_is_that_of_finite_differences():
     c, params, rows = _small()
-    grads = reference.scores(params, c, rows)[1]
+    grads = reference.scores(params, c, rows)[2]
 
     def loss() -> float:
         found = reference.scores(params, c, rows)[0]
@@ -48,8 +49,11 @@ def test_the_reference_gradient_is_that_of_finite_differences():
 def test_the_reference_log_probs_are_those_of_the_loops():
     c, params, rows = _small()
     c = TransformerConfig(**vars(c) | {"qkv_bias": True})
-    for row, found in zip(rows, reference.scores(params, c, rows)[0], strict=True):
+    for row, found, entropy in zip(rows, *reference.scores(params, c, rows)[:2], strict=True):
         logits = transformer.logits(params, c, row.tokens.tolist())
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         expected = [log_p[t - 1, row.tokens[t]] for t in range(row.prompt, len(row.tokens))]
         np.testing.assert_allclose(found, expected, rtol=1e-12)
+        at = range(row.prompt - 1, len(row.tokens) - 1)
+        expected = [-sum(math.exp(x) * x for x in log_p[t]) for t in at]
+        np.testing.assert_allclose(entropy, expected, rtol=1e-12)
