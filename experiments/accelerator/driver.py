@@ -74,11 +74,17 @@ def _measured(name: str, setting: Setting) -> Iterator[Any]:
 
     if jax.default_backend() == "cpu" and not setting.tiny:
         raise RuntimeError("there is no accelerator here: on a CPU the command needs --tiny")
+    spent: list[float] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: spent.append(seconds) if event.endswith("/backend_compile_duration") else None
+    )
     yield report.surroundings()
     yield from {
         "ceilings": speed.ceilings, "numerics": numerics.numerics, "step": speed.step, "geometry": speed.geometry_speed,
         "decode": speed.decode, "learning": learning.learning,
     }[name](setting)  # fmt: skip
+    note = f"seconds, {sum(spent):.0f} s in all, some at the same time; {len(spent)} with small ones"
+    yield Row("programs that compile for over a second", sum(each > 1.0 for each in spent), note=note)
 
 
 STAGES = {

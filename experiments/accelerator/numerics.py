@@ -59,10 +59,9 @@ def numerics(setting: Setting) -> Iterator[Row]:
         for name, way in ways.items()
     }
     lowerings["sampler"] = lambda: jax.jit(inputs.sampled).lower(inputs.params)
-    lowerings["Gram matrices"] = lambda: jax.jit(functools.partial(_grams, inputs)).lower(
-        inputs.hidden, inputs.params["embedding"], targets
+    lowerings["geometry"] = lambda: jax.jit(functools.partial(_geometry, inputs)).lower(
+        inputs.hidden, inputs.params["embedding"], targets, inputs.spectra
     )
-    lowerings["eigen-parts"] = lambda: jax.jit(_eigen_parts).lower(inputs.spectra)
     programs = compile_together(lowerings, wait=False)
     true = held(setting, inputs)
     drawn = None
@@ -83,13 +82,9 @@ def numerics(setting: Setting) -> Iterator[Row]:
         except Exception as error:
             yield failed(name, error)
     try:
-        yield from _gram_rows(programs["Gram matrices"], inputs, true)
+        yield from _geometry_rows(programs["geometry"], inputs, true)
     except Exception as error:
-        yield failed("Gram matrices", error)
-    try:
-        yield from _eigen_rows(programs["eigen-parts"], inputs, true)
-    except Exception as error:
-        yield failed("eigen-parts", error)
+        yield failed("Gram matrices and eigenvectors", error)
 
 
 def _rms(x: Array) -> float:
@@ -139,8 +134,10 @@ def _score_rows(
         yield Row(f"sampler against {name}", _rms(gap), "nats, rms", BOUNDS["bfloat16 log-probs"], note=note)
 
 
-def _grams(inputs: Inputs, hidden: jax.Array, embedding: jax.Array, targets: jax.Array) -> dict[str, Any]:
-    """Exact Gram, taken tokens and sketch, and SALT's a′ from each."""
+def _geometry(
+    inputs: Inputs, hidden: jax.Array, embedding: jax.Array, targets: jax.Array, spectra: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Exact Gram, taken tokens and sketch, SALT's a′ from each; a′ by all eigenvectors and by iteration."""
     rest = (embedding.T, targets, jnp.asarray(inputs.hidden_mask))
     exact = functools.partial(geometry.lm_head_gram, route="features")
     found = {
@@ -150,13 +147,16 @@ def _grams(inputs: Inputs, hidden: jax.Array, embedding: jax.Array, targets: jax
         "sketch": geometry.sketch_gram(geometry.lm_head_sketch(hidden, *rest, jax.random.key(2))),
     }
     a = jnp.asarray(inputs.advantages, jnp.float32)
-    return {name: (k, salt.reweight(k, a, salt.SaltConfig())) for name, k in found.items()}
+    grams = {name: (k, salt.reweight(k, a, salt.SaltConfig())) for name, k in found.items()}
+    return grams, {
+        f"a′, {eigen}, m = {m}": salt.reweight(gram, a, salt.SaltConfig(eigen=eigen))
+        for m, (gram, a) in spectra.items() for eigen in ("full", "iterative")
+    }  # fmt: skip
 
 
-def _gram_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iterator[Row]:
-    found = jax.device_get(
-        program(jnp.asarray(inputs.hidden), inputs.params["embedding"], jnp.asarray(true["targets"]))
-    )
+def _geometry_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iterator[Row]:
+    given = jnp.asarray(inputs.hidden), inputs.params["embedding"], jnp.asarray(true["targets"]), inputs.spectra
+    found, eigen = jax.device_get(program(*given))
     sketched = np.asarray(found["sketch"][0], np.float64)
     for name in [name for name in found if name != "sketch"]:
         of = true["taken" if name == "taken token" else "gram"]
@@ -173,18 +173,7 @@ def _gram_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iter
         note = f"k {int(out.k)} of {int(k)}, α {float(out.alpha):.4f} of {alpha:.4f}"
         yield Row(f"a′ from {name}, cosine", cosine, "", BOUNDS["cosine"], at_least=True, note=note)
         yield Row(f"α from {name}, error", abs(float(out.alpha) - alpha), "", BOUNDS["alpha"])
-
-
-def _eigen_parts(spectra: dict[int, tuple[jax.Array, jax.Array]]) -> dict[str, Any]:
-    """SALT's a′ from each Gram, by all eigenvectors and by iteration."""
-    return {
-        f"a′, {eigen}, m = {m}": salt.reweight(gram, a, salt.SaltConfig(eigen=eigen))
-        for m, (gram, a) in spectra.items() for eigen in ("full", "iterative")
-    }  # fmt: skip
-
-
-def _eigen_rows(program: Program, inputs: Inputs, true: dict[str, Array]) -> Iterator[Row]:
-    for name, out in jax.device_get(program(inputs.spectra)).items():
+    for name, out in eigen.items():
         m = name.partition("m = ")[2]
         new = true[f"salt, m = {m}"]
         note = f"k {int(out.k)} of {int(true[f'k, m = {m}'])}" + (", fell back on eigh" if out.fallback else "")

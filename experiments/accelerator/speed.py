@@ -46,6 +46,7 @@ from salt_jax.training.step import jit_train_step
 
 STEP_AIMS = {"exact": 1.08, "sketch": 1.03}  # over SALT off
 MINIBATCHES = (256, 64, 1024)  # m, the one with an aim first
+BLOCK = 64  # rollouts: what is linear in m is timed once
 
 
 def ceilings(setting: Setting) -> Iterator[Row]:
@@ -149,80 +150,80 @@ def geometry_speed(setting: Setting) -> Iterator[Row]:
     rate, rng = ceiling(setting, WHOLE), np.random.default_rng(0)
     t, v, h = (16, 512, 32) if setting.tiny else (1024, 151_936, 1536)
     head = jax.jit(lambda: jax.random.normal(jax.random.key(0), (h, v)) * (3.0 / h**0.5))()
-    lowerings: dict[str, Any] = {}
-    given = {m: (decaying_gram(m, rng), rng.choice([-1.0, 1.0], m).astype(np.float32)) for m in MINIBATCHES}
-    for m in MINIBATCHES:
-        reweight = functools.partial(salt.reweight, config=salt.SaltConfig())
-        lowerings[f"eigen-part, m = {m}"] = lambda reweight=reweight, m=m: jax.jit(reweight).lower(*given[m])
-        lowerings |= _gram_lowerings(m, t, head)
-    programs = compile_together(lowerings)
-    for m in MINIBATCHES:
-        try:
-            name = f"eigen-part, m = {m}"
-            run = seconds(programs[name], *jax.device_put(given[m]))
-            note = "iterated" if m > 256 else "whole eigh"
-            yield Row(name, 1e3 * run, "ms", compile=programs[name].seconds, run=run, note=note)
-            yield from _gram_rows(m, t, head, rate, programs)
-        except Exception as error:
-            yield failed(f"Gram and LM head, m = {m}", error)
+    spectra = {m: (decaying_gram(m, rng), rng.choice([-1.0, 1.0], m).astype(np.float32)) for m in MINIBATCHES}
+    states = {m: _random_states(m, t, head) for m in MINIBATCHES}
+    chunk = min(4096, max(GIB // (BLOCK * t), 128))  # logits of 4 GiB at most
 
+    def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        return -vocab.token_log_probs(hidden, head, targets, chunk_size=chunk).log_probs.mean()
 
-def _gram_lowerings(m: int, t: int, head: jax.Array) -> dict[str, Any]:
-    chunk = min(4096, max(GIB // (m * t), 128))  # logits of 4 GiB at most
-    hidden = jax.ShapeDtypeStruct((m, t, head.shape[0]), jnp.bfloat16)
-    targets, normalizer = (jax.ShapeDtypeStruct((m, t), dtype) for dtype in (jnp.int32, jnp.float32))
-    mask = jnp.ones((m, t), bool)
-
-    def loss(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scores = vocab.token_log_probs(hidden, head, targets, chunk_size=chunk)
-        return -scores.log_probs.mean(), scores.log_normalizer
-
-    def exact(hidden: jax.Array, head: jax.Array, targets: jax.Array, normalizer: jax.Array) -> jax.Array:
-        return geometry.lm_head_gram(hidden, head, targets, mask, log_normalizer=normalizer)
-
-    def sketch(hidden: jax.Array, head: jax.Array, targets: jax.Array, normalizer: jax.Array) -> jax.Array:
+    def sketch(hidden: jax.Array, head: jax.Array, targets: jax.Array) -> jax.Array:
+        mask = jnp.ones(targets.shape, bool)
         found = geometry.lm_head_sketch(hidden, head, targets, mask, jax.random.key(1), chunk_size=chunk)
         return geometry.sketch_gram(found)
 
-    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
-    return {
-        f"LM head, forward and backward, m = {m}": lambda: gradient.lower(hidden, head, targets),
-        f"Gram, exact, m = {m}": lambda: jax.jit(exact).lower(hidden, head, targets, normalizer),
-        f"Gram, sketch, m = {m}": lambda: jax.jit(sketch).lower(hidden, head, targets, normalizer),
-    }
+    def exact(of: tuple[jax.Array, jax.Array], head: jax.Array) -> jax.Array:
+        hidden, targets = of
+        given = {"log_normalizer": jnp.full(targets.shape, 16.0)}  # the step has them; about log V and half a variance
+        return jnp.sum(geometry.lm_head_gram(hidden, head, targets, jnp.ones(targets.shape, bool), **given))
 
+    def reweight(of: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.sum(salt.reweight(*of, salt.SaltConfig()).advantages)
 
-def _gram_rows(m: int, t: int, head: jax.Array, rate: float, programs: dict[str, Program]) -> Iterator[Row]:
-    h, v = head.shape
-    keys = jax.random.split(jax.random.key(m))
-    given: tuple[Any, ...] = (
-        jax.jit(lambda: jax.random.normal(keys[0], (m, t, h), jnp.bfloat16))(), head,
-        jax.random.randint(keys[1], (m, t), 0, v),
-    )  # fmt: skip
-    product = 2.0 * m * t * v * h
-    square = 2.0 * m * m * v * h * (0.625 if m >= 128 else 1.0)  # half of it and the diagonal blocks
-    signs = 2.0 * m * t * v * geometry.num_signs(1024, v)
-    base = float("nan")
+    block = states[BLOCK]
+    names = [f"LM head, forward and backward, {BLOCK} rollouts", f"sketch of {BLOCK} rollouts"]
+    programs = compile_together({
+        names[0]: lambda: jax.jit(jax.grad(loss, (0, 1))).lower(block[0], head, block[1]),
+        names[1]: lambda: jax.jit(sketch).lower(block[0], head, block[1]),
+        "Gram": lambda: _one_of(exact).lower(0, states, head),
+        "eigen-part": lambda: _one_of(reweight).lower(0, spectra),
+    })  # fmt: skip
     # FLOPs of what has to be computed: one forward and two backward products, nothing for logits made twice.
-    for what, flops in (
-        ("LM head, forward and backward", 3 * product), ("Gram, exact", 2 * product + square),
-        ("Gram, sketch", product + signs),
-    ):  # fmt: skip
-        name = f"{what}, m = {m}"
-        program = programs[name]
+    product, signs, base = 2.0 * BLOCK * t * v * h, 2.0 * BLOCK * t * v * geometry.num_signs(1024, v), float("nan")
+    for name, flops in zip(names, (3 * product, product + signs), strict=True):
         try:
-            run = seconds(program, *given, most=5)
+            run = seconds(programs[name], block[0], head, block[1], most=5)
+            base = run if name == names[0] else base
+            note = "linear in m" if name == names[0] else f"{run / base:.2f} × the LM head, linear in m"
+            yield _timed(name, programs[name], run, flops / rate, note)
         except Exception as error:
             yield failed(name, error)
-            continue
-        note = f"{flops / run / rate:.0%} of the product's rate, {report.extra_bytes(program.compiled) / GIB:.2f} GiB"
-        aim = None
-        if len(given) == 3:
-            base, given = run, (*given, program(*given)[1])
-        else:
-            note += f", {run / base:.2f} × the LM head"
-            aim = 1e3 * base if what == "Gram, exact" and m == MINIBATCHES[0] else None
-        yield Row(name, 1e3 * run, "ms", aim, compile=program.seconds, run=run, note=note)
+    spectra = jax.device_put(spectra)
+    for i, m in enumerate(MINIBATCHES):
+        try:
+            program, note = programs["eigen-part"], "iterated" if m > 256 else "whole eigh"
+            run = seconds(program, i, spectra)
+            yield Row(f"eigen-part, m = {m}", 1e3 * run, "ms", compile=program.seconds, run=run, note=note)
+            program, of_head = programs["Gram"], base * m / BLOCK
+            run = seconds(program, i, states, head, most=5)
+            square = 2.0 * m * m * v * h * (0.625 if m >= 128 else 1.0)  # half of it and the diagonal blocks
+            least, note = (2 * product * m / BLOCK + square) / rate, f"{run / of_head:.2f} × the LM head"
+            row = _timed(f"Gram, exact, m = {m}", program, run, least, note)
+            yield dataclasses.replace(row, aim=1e3 * of_head if m == MINIBATCHES[0] else None)
+        except Exception as error:
+            yield failed(f"Gram and eigen-part, m = {m}", error)
+
+
+def _one_of(function: Any) -> Any:
+    """Jitted (which, of, *rest) -> ``function`` of that entry of ``of``: one program for all minibatches."""
+
+    def run(which: jax.Array, of: dict[int, Any], *rest: Any) -> jax.Array:
+        return jax.lax.switch(which, [lambda m=m: function(of[m], *rest) for m in MINIBATCHES])
+
+    return jax.jit(run)
+
+
+def _timed(what: str, program: Program, run: float, least: float, note: str) -> Row:
+    """A row in ms; ``least`` seconds are what its products take at the measured rate."""
+    note = f"{least / run:.0%} of the product's rate, {report.extra_bytes(program.compiled) / GIB:.2f} GiB, {note}"
+    return Row(what, 1e3 * run, "ms", compile=program.seconds, run=run, note=note)
+
+
+def _random_states(m: int, t: int, head: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Hidden states (m, t, H) bfloat16, and tokens (m, t)."""
+    keys = jax.random.split(jax.random.key(m))
+    hidden = jax.jit(lambda: jax.random.normal(keys[0], (m, t, head.shape[0]), jnp.bfloat16))()
+    return hidden, jax.random.randint(keys[1], (m, t), 0, head.shape[1])
 
 
 def decode(setting: Setting) -> Iterator[Row]:
