@@ -1,4 +1,4 @@
-"""The driver of `experiments.accelerator` on stages that compute nothing; the whole command in its small form (slow).
+"""The driver of `experiments.accelerator` on stages that compute nothing; the whole command in its small form.
 
 Imports no JAX: each stage's process imports this file.
 """
@@ -92,7 +92,6 @@ def test_nothing_is_started_without_time(tmp_path: Path):
     assert (record["error"], record["rows"]) == ("not run: nothing is left of the budget", [])
 
 
-@pytest.mark.slow
 def test_a_rehearsal_gives_every_stage_numbers(tmp_path: Path, subprocess_env: dict[str, str]):
     command = [sys.executable, "-m", "experiments.accelerator", "--tiny", "--budget=300", f"--out={tmp_path}"]
     done = subprocess.run(command, env=subprocess_env, capture_output=True, text=True)
