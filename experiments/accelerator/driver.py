@@ -75,9 +75,12 @@ def _measured(name: str, setting: Setting) -> Iterator[Any]:
     if jax.default_backend() == "cpu" and not setting.tiny:
         raise RuntimeError("there is no accelerator here: on a CPU the command needs --tiny")
     spent: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, seconds, **_: spent.append(seconds) if event.endswith("/backend_compile_duration") else None
-    )
+
+    def compiled(event: str, duration_secs: float, **_: Any) -> None:
+        if event.endswith("/backend_compile_duration"):
+            spent.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(compiled)
     yield report.surroundings()
     yield from {
         "ceilings": speed.ceilings, "numerics": numerics.numerics, "step": speed.step, "geometry": speed.geometry_speed,

@@ -164,8 +164,8 @@ def geometry_speed(setting: Setting) -> Iterator[Row]:
 
     def exact(of: tuple[jax.Array, jax.Array], head: jax.Array) -> jax.Array:
         hidden, targets = of
-        given = {"log_normalizer": jnp.full(targets.shape, 16.0)}  # the step has them; about log V and half a variance
-        return jnp.sum(geometry.lm_head_gram(hidden, head, targets, jnp.ones(targets.shape, bool), **given))
+        mask, normalizer = jnp.ones(targets.shape, bool), jnp.full(targets.shape, 16.0)  # the step knows the true ones
+        return jnp.sum(geometry.lm_head_gram(hidden, head, targets, mask, log_normalizer=normalizer))
 
     def reweight(of: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.sum(salt.reweight(*of, salt.SaltConfig()).advantages)
