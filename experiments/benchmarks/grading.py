@@ -1,6 +1,7 @@
 """Gradings a second in a ``GraderPool``: exact match, short mathematical answers, programs.
 
     python -m experiments.benchmarks.grading [--items=4000] [--workers=2] [--repeats=3] [--json=FILE]
+    python -m experiments.benchmarks.grading --pairs [--show=seen]    # how well, not how fast: ``pairs``
 
 References differ from item to item, so that no parsed reference is used twice: training, where a prompt's rollouts
 share one, is faster. Pairs like (3,4) have a row of their own: Math-Verify's parser takes 20 times as long for them.
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks import report
+from experiments.benchmarks import pairs, report
 from salt_jax.graders import Grader, GraderError, GraderPool
 
 AIM = 500.0  # mathematical answers a second, 2 workers on 2 cores
@@ -108,10 +109,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each row")
     parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--pairs", action="store_true", help="grade the battery of tests/graders/pairs instead")
+    parser.add_argument("--show", choices=("seen", "aside"), help="with --pairs: what is graded otherwise")
     options = parser.parse_args(arguments)
     for name in ("items", "workers", "repeats"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
+    if options.pairs:
+        return pairs.main(options.workers, options.show, options.json)
+    if options.show:
+        parser.error("--show needs --pairs")
     rows = {
         name: measure(path, items, max(28, int(share * options.items) // 28 * 28), options.workers, options.repeats)
         for name, (path, items, share, _) in ROWS.items()
