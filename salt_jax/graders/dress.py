@@ -1,0 +1,174 @@
+r"""What an answer is dressed in, taken off where one reading is left: Unicode, markup, words around it.
+
+``undressed`` gives a text in plain LaTeX: ASCII digits and signs, no spacing commands, no bold or colour, no delimiters
+around the whole, no 'The answer is' before it and no full stop behind it. What it does not know it leaves.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+import unicodedata
+
+SIGNS = {
+    "−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
+    "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "⩽": r"\le ", "⩾": r"\ge ",
+    "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ",
+    "⟨": r"\langle ", "⟩": r"\rangle ", "⁄": "/", "∕": "/", "٫": ".", "٬": ",", "،": ",", "、": ",", "。": ".",
+    "“": '"', "”": '"', "’": "'", "‘": "'", "\u200b": "", "\u2060": "", "\ufeff": "", "…": r"\ldots ",
+    "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "∖": r"\setminus ",
+    "⌊": r"\lfloor ", "⌋": r"\rfloor ", "∨": r"\lor ", "∧": r"\land ",
+} | dict(zip("αβγδεθλμρστφω", (
+    rf"\{name} " for name in "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega".split()
+), strict=True))  # fmt: skip
+RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿ", "0123456789+-()n", strict=True))
+LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_RAISED, _LOWERED = (re.compile(f"[{''.join(of)}]+") for of in (RAISED, LOWERED))
+_ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z]|\(([^()]*)\))")
+_SPACING = re.compile(
+    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|quad|qquad|hfill|hline)(?![a-zA-Z])"
+    r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}"
+)
+_WRAP = re.compile(
+    r"\\(text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|"
+    r"underline|emph|operatorname|boxed|fbox|ensuremath|pmb|bold|cancel)\*?\s*\{"
+)
+_COLOUR = re.compile(r"\\(?:text|)color(?:box)?\s*(?:\[[^\]]*\])?\{[^{}]*\}")
+_FRACTION = re.compile(r"\\(?:[dtc]?frac)\s*(?:(\d)\s*(\d)(?!\d)|(\d)\s*(\{)|(\{))")
+_AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'))
+_WORDS = re.compile(
+    r"^(?:(?:so|thus|hence|therefore|finally|and|then)\b[,:]?\s*)?(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+|exact\s+)?"
+    r"(?:answer|result|solution|value|ans)\b\s*(?:is|are|=|:|equals)?\s*:?\s*", re.IGNORECASE
+)  # fmt: skip
+_NAKED = re.compile(r"(?<![\\a-zA-Z{])(log|ln|sin|cos|tan|pi)(?![a-zA-Z])")
+_LONG = {
+    "leqslant": r"\le", "geqslant": r"\ge", "leq": r"\le", "geq": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
+    "dots": r"\ldots", "cdots": r"\ldots", "infin": r"\infty", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}",
+}  # fmt: skip
+_SAME = tuple((re.compile(pattern, re.IGNORECASE), sign) for pattern, sign in (  # words with a sign, and idle ones
+    (r"(?:the set of )?all real numbers|all reals|every real number", r"\mathbb{R}"),
+    (r"\bis (?:at least|greater than or equal to)\b", r"\ge"),
+    (r"\bis (?:at most|less than or equal to)\b", r"\le"),
+    (r"\bis (?:greater|more) than\b", ">"),
+    (r"\bis less than\b", "<"),
+    (r"^the (?:point|line|interval|set|(?:value|number|solution)s? (?:is|are))\b:?\s*", ""),
+    (r"^(?:all )?[a-z] (?:with|such that|where|for which) (?=.*(?:[<>]|\\[lg]e))", ""),
+    (r"(?<=\d)\s*[個个人本枚つ개명]$", ""),
+    (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\}?", ""),
+    (r"^\\approx\s*", ""),
+    (r"\+\s*\\infty", r"\infty"),
+    (r"\s*\\tag\s*\{[^{}]*\}$", ""),
+))  # fmt: skip
+_TAG = re.compile(r"</?(?:b|i|u|em|strong|span|font|p|br|sup|sub|code|math)\b[^<>]*>", re.IGNORECASE)
+
+
+def ascii_form(text: str) -> str:
+    """Unicode's digits, signs, powers, fractions and roots as ASCII and LaTeX commands.
+
+    Example:
+      >>> ascii_form("２½ − ٣"), ascii_form("√2"), ascii_form("x²")
+      ('2\\\\frac{1}{2} - 3', '\\\\sqrt{2}', 'x^{2}')
+    """
+    if text.isascii():
+        return text
+    text = _RAISED.sub(lambda m: "^{" + "".join(RAISED[c] for c in m[0]) + "}", text)
+    text = _LOWERED.sub(lambda m: "_{" + "".join(LOWERED[c] for c in m[0]) + "}", text)
+    name = {"√": r"\sqrt{", "∛": r"\sqrt[3]{", "∜": r"\sqrt[4]{"}
+    text = _ROOT.sub(lambda m: name[m[1]] + (m[3] if m[3] is not None else m[2]) + "}", text)
+    out = []
+    for c in text:
+        if c in SIGNS:
+            out.append(SIGNS[c])
+        elif c.isascii():
+            out.append(c)
+        elif unicodedata.category(c) == "Nd":
+            out.append(str(unicodedata.digit(c)))
+        elif unicodedata.category(c) == "No" and "⁄" in unicodedata.normalize("NFKC", c):
+            top, _, bottom = unicodedata.normalize("NFKC", c).partition("⁄")
+            out.append(rf"\frac{{{top}}}{{{bottom}}}")
+        else:
+            out.append(unicodedata.normalize("NFKC", c))
+    found = "".join(out)
+    return "".join(SIGNS.get(c, c) for c in found)
+
+
+def closing(text: str, opened: int) -> int:
+    """Where the brace that opens at ``opened`` closes; −1 where it does not.
+
+    Example:
+      >>> closing("a{b{c}}", 1)
+      6
+    """
+    depth = 0
+    for i in range(opened, len(text)):
+        if text[i] in "{}" and (i == 0 or text[i - 1] != "\\"):
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return i
+    return -1
+
+
+def _unwrapped(text: str) -> str:
+    """Without commands that only say how something looks; words in \\text keep a space around them."""
+    while match := _WRAP.search(text):
+        end = closing(text, match.end() - 1)
+        if end < 0:
+            return text
+        inside = text[match.end() : end]
+        space = " " if match[1].startswith("text") or match[1] in ("mbox", "operatorname", "mathrm") else ""
+        text = text[: match.start()] + space + inside + space + text[end + 1 :]
+    return text
+
+
+def _fractions(text: str) -> str:
+    r"""\dfrac, \tfrac and \frac12 as \frac{1}{2}."""
+    def braced(m: re.Match[str]) -> str:
+        if m[1]:
+            return rf"\frac{{{m[1]}}}{{{m[2]}}}"
+        return rf"\frac{{{m[3]}}}{{" if m[3] else r"\frac{"
+
+    text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}", _FRACTION.sub(braced, text))
+    return re.sub(r"(\\frac\{[^{}]*\})\s*(\d|[a-zA-Z])", r"\1{\2}", text)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def undressed(text: str) -> str:
+    r"""A text in plain LaTeX.
+
+    Example:
+      >>> undressed(r"\text{The answer is } **$\dfrac12$**."), undressed(r"\textcolor{red}{1{,}250}")
+      ('\\frac{1}{2}', '1,250')
+    """
+    text = ascii_form(html.unescape(text) if "&" in text and ";" in text else text)
+    if "<" in text:
+        text = re.sub(r"<(su[pb])>([^<>]*)</\1>", lambda m: ("^" if m[1] == "sup" else "_") + "{" + m[2] + "}", text)
+        text = _TAG.sub("", text)
+    text = _NAKED.sub(r"\\\1", text)
+    if "\\" in text:
+        text = re.sub(r"(?<=\d)(?:\\[,!; ]|,\\!)(?=\d{3}(?!\d))", ",", text)
+        text = _SPACING.sub(" ", _COLOUR.sub("", text)).replace(r"\%", "%")
+        text = _fractions(_unwrapped(text))
+        text = re.sub(r"\\([a-zA-Z]+)", lambda m: _LONG.get(m[1], m[0]), text)
+    text = text.replace("{,}", ",").replace("{.}", ".").replace("{:}", ":").replace("~", " ")
+    while True:
+        before = text
+        text = re.sub(r"\s+", " ", text).strip().rstrip("\\").strip()
+        if text.endswith((".", ",", ";", ":")) and not text.endswith(("..", r"\.")):
+            text = text[:-1]
+        for start, end in _AROUND:
+            inside = text[len(start) : len(text) - len(end)]
+            around = len(text) > len(start) + len(end) and text.startswith(start) and text.endswith(end)
+            if around and start not in inside:
+                text = inside
+        if text.startswith("{") and closing(text, 0) == len(text) - 1:
+            text = text[1:-1]
+        words = _WORDS.match(text)
+        if words and words.end() < len(text):
+            text = text[words.end() :]
+        if text.startswith("=") and not text.startswith("=="):
+            text = text[1:]
+        for pattern, sign in _SAME:
+            text = pattern.sub(sign.replace("\\", r"\\"), text)
+        if text == before:
+            return text
