@@ -273,7 +273,9 @@ def work():
 if sys.argv[1] == "main":
     work()
 else:
-    threading.Thread(target=work).start()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()  # once the main thread has ended, Python 3.12 starts no other
 """
     root = Path(__file__).resolve().parents[2]
     env = subprocess_env | {"TMPDIR": str(tmp_path)}  # nobody is left to remove the workers' folders
