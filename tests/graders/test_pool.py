@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salt_jax.graders import ErrorReport, Grader, GraderError, GraderPool, exact_match, grade_all
+from salt_jax.graders.pool import _Worker
 
 ACT = Grader("tests.graders.misbehaving:act")
 EXACT = Grader("salt_jax.graders.verdict:exact_match")
@@ -292,3 +293,19 @@ def test_exact_match_in_workers_is_exact_match_here():
     with GraderPool(EXACT) as pool:
         grades = pool.grade(completions, references)
     np.testing.assert_array_equal(grades.rewards, grade_all(exact_match, completions, references).rewards)
+
+
+def test_a_reply_and_the_end_are_heard_at_once():
+    """What a worker said before it ended is not lost, and its end is seen in the same look."""
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    os.write(write, b'{"id": 0}\n')
+    os.close(write)
+    worker = _Worker.__new__(_Worker)
+    worker.read, worker.received = read, b""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(worker.replies()), daemon=True)
+    thread.start()
+    thread.join(20)  # or it looks for ever
+    assert found == [([{"id": 0}], True)]
+    os.close(read)
