@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +35,7 @@ class Pair(NamedTuple):
     reference: str
     verdict: str
     aside: bool
-    arguments: Mapping[str, Any]
+    arguments: str  # of the grader, as JSON
 
 
 def read(folder: Path = FOLDER) -> list[Pair]:
@@ -51,7 +50,7 @@ def read(folder: Path = FOLDER) -> list[Pair]:
             try:
                 row = json.loads(line)
                 verdict = "missing" if row.get("verdict") == "error" else ("wrong", "right")[row["right"]]
-                arguments = {"choices": row["choices"]} if "choices" in row else {}
+                arguments = json.dumps({"choices": row["choices"]} if "choices" in row else {})
                 text = row["class"], row["completion"], row["reference"]
                 found.append(Pair(*text, verdict, row.get("set") == "aside", arguments))
             except (ValueError, KeyError, TypeError) as error:
@@ -62,7 +61,7 @@ def read(folder: Path = FOLDER) -> list[Pair]:
 def graded(pairs: list[Pair], workers: int) -> list[str]:
     """What the graders say of each: 'right', 'wrong' or 'missing'."""
     said = [""] * len(pairs)
-    keys = [(GRADERS.get(pair.kind, MATHEMATICS), json.dumps(dict(pair.arguments))) for pair in pairs]
+    keys = [(GRADERS.get(pair.kind, MATHEMATICS), pair.arguments) for pair in pairs]
     for key in dict.fromkeys(keys):
         with GraderPool(Grader(key[0], json.loads(key[1])), workers=workers, deadline=DEADLINE) as pool:
             at = [i for i, of in enumerate(keys) if of == key]

@@ -24,20 +24,12 @@ from salt_jax.graders.quantity import UNITS, equal, quantity
 from salt_jax.graders.structure import Node, assigned, read, same
 from salt_jax.graders.verdict import GraderError, Verdict
 
-SHORT = 200  # characters of an answer whose reading is kept
 PLAIN = 200  # operations of an answer that is brought to a normal form; a longer one stays as it was parsed
 DIGITS, CLOSE = 40, 1e-30  # digits of a number that is not rational, and how close two equal ones are, relatively
 ROUNDED = 1e-6  # the same where one of them is a decimal
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _COMMA = re.compile(r"^(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d+)(?=$|\s|[€$%])")
 _REAL = re.compile(r"[<>]|\\(?:le|ge|cup|cap|setminus|mathbb)(?![a-zA-Z])")
-_MARKS = re.compile(r"[\s{}.,!?'\"()-]")
-_UNIT = re.compile(
-    r"^(.*?[\w})\]])\s+((?:(?:square|cubic) )?[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+|\s+per\s+[a-zA-Z]+)?"
-    r"(?:\s*\^\s*\{?[23]\}?)?)$"
-)
-_REAL = re.compile(r"[<>]|\\(?:le|ge|cup|cap|setminus|mathbb)(?![a-zA-Z])")
-_COMMA = re.compile(r"^(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),(\d+)(?=$|\s|[€$%])")
 _MARKS = re.compile(r"[\s{}.,!?'\"()-]")
 _UNIT = re.compile(
     r"^(.*?[\w})\]])\s+((?:(?:square|cubic) )?[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+|\s+per\s+[a-zA-Z]+)?"
@@ -266,7 +258,7 @@ def _in_other_dress(completion: str, text: str, gold: Node) -> bool:
     return bool(number and number.decimal and "," in text and same(read(comma), gold, _leaf, _equation))
 
 
-def _answer(node: Node, depth: int = 0) -> str:
+def _answer(node: Node) -> str:
     """A text that is the same for most answers that are equal."""
     node = assigned(node)
     if node.parts and node.kind != "equation":

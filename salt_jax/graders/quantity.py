@@ -96,7 +96,12 @@ _WORD = re.compile(
     r"\s*(?P<word>[%€£¥₹¢]|percent(?:age points?)?|per cent|(?:square|cubic) [a-zA-Z]+|\^\s*\{?\s*\\circ\s*\}?"
     r"|[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?(?:\s+(?:per|of|sterling)\s+[a-zA-Z]+)?(?:\s*\^\s*\{?[23]\}?)?)"
 )
-_NOT_UNITS = frozenset("and or to mod if for when pi sqrt log ln sin cos tan over minus plus times".split())
+# Words behind a number that are no unit: they join, or they make another number of it.
+_NOT_UNITS = frozenset(
+    "and or to mod if for when pi sqrt log ln sin cos tan over minus plus times hundred thousand million billion "
+    "trillion dozen score pair half halve third quarter fourth fifth sixth seventh eighth ninth tenth hundredth "
+    "thousandth squared cubed factorial double twice less more fewer below".split()
+)
 
 
 _SMALL = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen " \
@@ -177,7 +182,7 @@ def _unit(text: str, at: int) -> tuple[str, Fraction, str, int] | None:
     for name in (word, word.lower(), word.rstrip("s"), word.lower().rstrip("s"), re.sub(r"ies$", "y", word.lower())):
         if name in UNITS:
             return *UNITS[name], word, found.end()
-    if word.lower() in _NOT_UNITS or len(word.split("^")[0]) < 3:  # a symbol
+    if {word.lower(), word.lower().rstrip("s")} & _NOT_UNITS or len(word.split("^")[0]) < 3:  # a symbol
         return None
     return "=" + word.lower().rstrip("s"), Fraction(1), word, found.end()
 
@@ -208,7 +213,7 @@ def quantity(text: str) -> Quantity | None:
         hour = hour % 12 + (12 if half == "p" else 0) if half else hour
         return Quantity(Fraction(3600 * hour + 60 * minute + second), unit=f"clock{'' if half or hour > 12 else '?'}")
     based = _BASE.match(text)
-    if based:
+    if based and (any(c.isdigit() for c in based[1]) or len(based[1]) > 1):  # a_{12} is a term of a sequence
         base = _BASES.get(based[2]) or int(based[2])
         try:
             return Quantity(Fraction(sign * int(re.sub("[, ]", "", based[1]), base)), word=based[1].lower())
