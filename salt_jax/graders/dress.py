@@ -11,13 +11,15 @@ import html
 import re
 import unicodedata
 
+LONGEST = 2000  # characters; a longer text stays in its dress
 SIGNS = {
-    "−": "-", "–": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
+    "−": "-", "–": "-", "‒": "-", "―": "-", "➖": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
     "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "⩽": r"\le ", "⩾": r"\ge ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ",
     "⟨": r"\langle ", "⟩": r"\rangle ", "⁄": "/", "∕": "/", "٫": ".", "٬": ",", "،": ",", "、": ",", "。": ".",
     "“": '"', "”": '"', "’": "'", "‘": "'", "\u200b": "", "\u2060": "", "\ufeff": "", "…": r"\ldots ",
     "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "∖": r"\setminus ",
+    "¬": r"\neg ", "′": "'", "″": "''", "⊥": r"\perp ", "⟂": r"\perp ", "∃": r"\exists ", "∀": r"\forall ",
     "⌊": r"\lfloor ", "⌋": r"\rfloor ", "∨": r"\lor ", "∧": r"\land ",
 } | dict(zip("αβγδεθλμρστφω", (
     rf"\{name} " for name in "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega".split()
@@ -27,8 +29,8 @@ LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _RAISED, _LOWERED = (re.compile(f"[{''.join(of)}]+") for of in (RAISED, LOWERED))
 _ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z]|\(([^()]*)\))")
 _SPACING = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|quad|qquad|hfill|hline)(?![a-zA-Z])"
-    r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}"
+    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|tiny|small|large|Large|LARGE|huge|Huge|normalsize|bf|rm|it|cal|quad|qquad|hfill|hline)(?![a-zA-Z])"
+    r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}|\\math(?:open|close|ord|bin|rel)\{\}"
 )
 _WRAP = re.compile(
     r"\\(text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|"
@@ -39,14 +41,21 @@ _FRACTION = re.compile(r"\\(?:[dtc]?frac)\s*(?:(\d)\s*(\d)(?!\d)|(\d)\s*(\{)|(\{
 _AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'))
 _WORDS = re.compile(
     r"^(?:(?:so|thus|hence|therefore|finally|and|then)\b[,:]?\s*)?(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+|exact\s+)?"
-    r"(?:answer|result|solution|value|ans)\b\s*(?:is|are|=|:|equals)?\s*:?\s*", re.IGNORECASE
+    r"(?:answer|result|solution|value|ans)\b\s*(?:is|are|=|:|equals)?\s*:?\s*"
+    r"|^(?:so|thus|hence|therefore|finally)\b[,:]?\s*", re.IGNORECASE
 )  # fmt: skip
+_CHOOSE = re.compile(r"(?<![a-zA-Z\\}])C\s*_\s*\{?\s*(\d+)\s*\}?\s*\^\s*\{?\s*(\d+)\s*\}?|^(\d+)\s*C\s*(\d+)(?!\d)")
+_PLAIN_POWER = re.compile(r"\^\s*(?:\((-?[\w.]+(?:/\d+)?)\)|(?=\d\d)(\d+))")
+_PLAIN_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+))")
 _NAKED = re.compile(r"(?<![\\a-zA-Z{])(log|ln|sin|cos|tan|pi)(?![a-zA-Z])")
 _LONG = {
     "leqslant": r"\le", "geqslant": r"\ge", "leq": r"\le", "geq": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
-    "dots": r"\ldots", "cdots": r"\ldots", "infin": r"\infty", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}",
+    "dots": r"\ldots", "cdots": r"\ldots", "infin": r"\infty", "wedge": r"\land", "vee": r"\lor", "lnot": r"\neg",
+    "backslash": r"\setminus", "colon": ":",
+    "lg": r"\log_{10}", "Longrightarrow": r"\to", "rightarrow": r"\to", "Rightarrow": r"\to", "implies": r"\to",
+    "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}",
 }  # fmt: skip
-_SAME = tuple((re.compile(pattern, re.IGNORECASE), sign) for pattern, sign in (  # words with a sign, and idle ones
+_WRITTEN = (  # words with a sign, and idle ones
     (r"(?:the set of )?all real numbers|all reals|every real number", r"\mathbb{R}"),
     (r"\bis (?:at least|greater than or equal to)\b", r"\ge"),
     (r"\bis (?:at most|less than or equal to)\b", r"\le"),
@@ -54,12 +63,19 @@ _SAME = tuple((re.compile(pattern, re.IGNORECASE), sign) for pattern, sign in ( 
     (r"\bis less than\b", "<"),
     (r"^the (?:point|line|interval|set|(?:value|number|solution)s? (?:is|are))\b:?\s*", ""),
     (r"^(?:all )?[a-z] (?:with|such that|where|for which) (?=.*(?:[<>]|\\[lg]e))", ""),
+    (r"^(?:approximately|approx\.?|about|roughly|exactly|just)\s+(?=[-+\d.$\\])", ""),
+    (r"(?<=\d)\s+(?:tall|long|wide|high|deep|old|away|apart|each|in (?:total|all|length|height|width))$", ""),
+    (r"^(\d+)\s+(?:in|out of)\s+(\d+)$", r"\frac{\1}{\2}"),
+    (r"(?<=\d)\s+(?:more|additional|extra|full|whole)\s+(?=[a-z])", " "),
+    (r"^plus or minus\s+", r"\pm "),
+    (r"^(\d+)\s+to\s+(\d+)$", r"\1:\2"),
     (r"(?<=\d)\s*[個个人本枚つ개명]$", ""),
     (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\}?", ""),
     (r"^\\approx\s*", ""),
     (r"\+\s*\\infty", r"\infty"),
     (r"\s*\\tag\s*\{[^{}]*\}$", ""),
-))  # fmt: skip
+)
+_SAME = tuple((re.compile(pattern, re.IGNORECASE), re.sub(r"\\(?!\d)", r"\\\\", sign)) for pattern, sign in _WRITTEN)
 _TAG = re.compile(r"</?(?:b|i|u|em|strong|span|font|p|br|sup|sub|code|math)\b[^<>]*>", re.IGNORECASE)
 
 
@@ -76,6 +92,7 @@ def ascii_form(text: str) -> str:
     text = _LOWERED.sub(lambda m: "_{" + "".join(LOWERED[c] for c in m[0]) + "}", text)
     name = {"√": r"\sqrt{", "∛": r"\sqrt[3]{", "∜": r"\sqrt[4]{"}
     text = _ROOT.sub(lambda m: name[m[1]] + (m[3] if m[3] is not None else m[2]) + "}", text)
+    text = re.sub(r"(?<=\d)[–—](?=\d)", r" \\ldots ", text)  # a range
     out = []
     for c in text:
         if c in SIGNS:
@@ -140,6 +157,8 @@ def undressed(text: str) -> str:
       >>> undressed(r"\text{The answer is } **$\dfrac12$**."), undressed(r"\textcolor{red}{1{,}250}")
       ('\\frac{1}{2}', '1,250')
     """
+    if len(text) > LONGEST:
+        return re.sub(r"\s+", " ", text).strip()
     text = ascii_form(html.unescape(text) if "&" in text and ";" in text else text)
     if "<" in text:
         text = re.sub(r"<(su[pb])>([^<>]*)</\1>", lambda m: ("^" if m[1] == "sup" else "_") + "{" + m[2] + "}", text)
@@ -147,9 +166,26 @@ def undressed(text: str) -> str:
     text = _NAKED.sub(r"\\\1", text)
     if "\\" in text:
         text = re.sub(r"(?<=\d)(?:\\[,!; ]|,\\!)(?=\d{3}(?!\d))", ",", text)
+        text = re.sub(r"\\(?:text|mathrm)\s*\{\s*([eE,.])\s*\}", r"\1", text)
         text = _SPACING.sub(" ", _COLOUR.sub("", text)).replace(r"\%", "%")
-        text = _fractions(_unwrapped(text))
+        text = re.sub(r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}", _fractions(_unwrapped(text)))
         text = re.sub(r"\\([a-zA-Z]+)", lambda m: _LONG.get(m[1], m[0]), text)
+        text = re.sub(r"\\overline\s*\{\s*([A-Z]{2,})\s*\}", r"\1", text)  # a segment
+        text = re.sub(r"\\(?:overline|bar)\s*\{?\s*([A-Z])\s*\}?(?![A-Z])", r"\1^c", text)  # a complement
+        text = re.sub(r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}", text)
+    if "C" in text:
+        text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
+    if "'" in text:
+        text = re.sub(r"(?<=\d)'(?=\d{3}(?!\d))", ",", text)  # 1'234
+    if "mapsto" in text:
+        text = re.sub(r"^([a-zA-Z])\s*:\s*([a-zA-Z])\s*\\mapsto", r"\1(\2) =", text)
+    if "{" in text:
+        text = re.sub(r"(^|=)\s*\{([^{}]*[,;][^{}]*)\}$", r"\1 \\{\2\\}", text)  # {1; 2} is a set
+    text = _PLAIN_POWER.sub(lambda m: f"^{{{m[1] or m[2]}}}", text)
+    text = _PLAIN_ROOT.sub(lambda m: rf"\sqrt{{{next(part for part in m.groups() if part is not None)}}}", text)
+    for plain, sign in (("<=", r"\le "), (">=", r"\ge "), ("!=", r"\ne "), ("...", r"\ldots ")):
+        text = text.replace(plain, sign)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4,}(?!\d))", ".", text)  # 0{,}25
     text = text.replace("{,}", ",").replace("{.}", ".").replace("{:}", ":").replace("~", " ")
     while True:
         before = text
@@ -169,6 +205,6 @@ def undressed(text: str) -> str:
         if text.startswith("=") and not text.startswith("=="):
             text = text[1:]
         for pattern, sign in _SAME:
-            text = pattern.sub(sign.replace("\\", r"\\"), text)
+            text = pattern.sub(sign, text)
         if text == before:
             return text

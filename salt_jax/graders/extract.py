@@ -4,9 +4,55 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import NamedTuple
+
+from salt_jax.graders.said import last_tag, said
 
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
+_BARE = re.compile(r"\\boxed\s+(-?\d+(?:\.\d+)?|[^\s$.{}\\]+)")
+_CUT = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # a box that never closes: the text was cut off in it
+_JOINED = re.compile(r"[\s$]*(?:,|&|,?\s*(?:and|or|und|oder|et|ou|y|o))[\s$]*")
+_TAKEN_BACK = re.compile(r"\b(?:not|instead|wrong|incorrect)\b|n't\b", re.IGNORECASE)
+_BEFORE = re.compile(r"(?:^|[=\s$(])(-|not\s+)\$?$")
+_AFTER = re.compile(r"(\$?(?:\^(?!\s*\{?\s*\\circ).{1,20}|\.\d+|\s*\\?%|\s*[/+*]\s*\d.{0,20}|\s*\\(?:cdot|times)\b.{1,20}))")
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+
+
+class Box(NamedTuple):
+    """A box: where it starts and ends in the text, and what stands in it."""
+
+    start: int
+    end: int
+    inside: str
+
+
+def found_boxes(text: str) -> list[Box]:
+    """Each box whose braces match and that is in no other, in order; where there is none, what a bare one holds."""
+    opened: list[re.Match[str] | None] = []  # the open braces; None where it is no box's
+    found: list[Box] = []
+    for match in _BRACES.finditer(text):
+        brace = match[0]
+        if brace == "}":
+            box = opened.pop() if opened else None
+            if box is not None:
+                while found and found[-1].start > box.start():  # a box within this one
+                    found.pop()
+                found.append(Box(box.start(), match.end(), text[box.end() : match.start()].strip()))
+        elif brace.endswith("{") and brace != "\\{":
+            opened.append(None if brace == "{" else match)
+    return found or [Box(match.start(), match.end(), match[1]) for match in _BARE.finditer(text)]
+
+
+def boxes(text: str) -> list[str]:
+    r"""What stands inside each ``\boxed{…}`` or ``\fbox{…}``, see ``found_boxes``.
+
+    Example:
+      >>> boxes(r"so \boxed{1} or $\boxed{\frac{3}{4}}$ or \boxed{cut")
+      ['1', '\\frac{3}{4}']
+      >>> boxes(r"\boxed{\boxed{12}+1}"), boxes(r"$\boxed 7$")
+      (['\\boxed{12}+1'], ['7'])
+    """
+    return [box.inside for box in found_boxes(text)]
 
 
 def last_boxed(text: str) -> str | None:
@@ -16,44 +62,8 @@ def last_boxed(text: str) -> str | None:
       >>> last_boxed(r"so \boxed{1} or $\boxed{\frac{3}{4}}$ or \boxed{cut")
       '\\frac{3}{4}'
     """
-    opened: list[int | None] = []  # where the content of each open brace starts; None where it is no box's
-    best: tuple[int, int] | None = None
-    for match in _BRACES.finditer(text):
-        brace = match[0]
-        if brace == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (best is None or start > best[0]):
-                best = start, match.start()
-        elif brace.endswith("{") and brace != "\\{":
-            opened.append(None if brace == "{" else match.end())
-    return text[best[0] : best[1]].strip() if best else None
-
-
-def last_tag(text: str) -> str | None:
-    """What stands inside the last ``<answer>…</answer>``; None where there is none.
-
-    Example:
-      >>> last_tag("<answer>1</answer> no, <answer> 2 </answer>")
-      '2'
-    """
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, max(end, 0))
-    return text[start + len("<answer>") : end].strip() if end >= 0 and start >= 0 else None
-
-
-_ANSWER = r"(?:answer|antwort|réponse|respuesta|risposta|resposta|ответ|答案|答え|答|정답|الجواب|الإجابة)"
-_FOUND = r"(?:result|solution|value|lösung|ergebnis|résultat|solución)"
-_VERB = r"(?:is|are|ist|lautet|est|es|equals)\b"
-_LINK = rf"(?:\s*\*\*)?(?:\s+{_VERB}|\s*(?:是|为|は|هو|هي)|\s*[:：=])"  # without one, 'answer' does not say what it is
-_IS = rf"{_LINK}(?:\s*\*\*)?\s*[:：=]?\s*(?:(?:also|therefore|thus|donc)\b)?\s*(?=(?P<rest>[^\n]+))"
-# What may stand before an answer, the surest first.
-_SAID = tuple(
-    re.compile(word + _IS, re.IGNORECASE) for word in (rf"(?:final|endgültige|finale) {_ANSWER}", _ANSWER, _FOUND)
-)
-_LATEX = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-_ONE = r"(?:\$\$.+?\$\$|\$[^$\n]+?\$|\\\(.+?\\\)|\\\[.+?\\\])"
-_SEVERAL = re.compile(rf"{_ONE}(?:\s*(?:,|and|or|und|oder|et|ou|и|или|y|o)\s*{_ONE})*")
-_END = re.compile(r"(?<=[^\s.])[.。](?:\s|$)|(?<=。)|[;!?](?:\s|$)|,?\s+(?:because|since|which|as|where|so|but)\s")
+    found = boxes(text)
+    return found[-1] if found else None
 
 
 def answer_text(text: str, *, boxed_only: bool = False) -> str | None:
@@ -66,70 +76,51 @@ def answer_text(text: str, *, boxed_only: bool = False) -> str | None:
       >>> answer_text(r"<think>\boxed{7}</think> The answer is 8."), answer_text(r"\boxed{42}, in \boxed{}.")
       ('8', '42')
       >>> answer_text("it is 3, not 4"), answer_text("none")
-      ('4', None)
+      ('3', None)
     """
-    _, thought, after = text.rpartition("</think>")
+    thought, closed, after = text.rpartition("</think>")
+    if not closed and "<think>" in text:
+        return None  # cut off before an answer
     box = _full_box(after)
     if box is not None:
         return box
-    unfinished = not thought and "<think>" in text
-    said = None if boxed_only or unfinished else _said(after)
-    if said is None and thought:  # nothing behind the thought: a box within it that is called the answer
-        found = re.search(r"(?i)answer[^.\n]*(\\boxed.*)$", _, re.DOTALL)
+    if closed and not after.strip():  # a box within the thought that is called the answer
+        found = re.search(r"(?i)answer(?:(?!\bnot\b)[^.\n])*(\\boxed.*)$", thought, re.DOTALL)
         return _full_box(found[1]) if found else None
-    return said
+    if boxed_only or _CUT.search(after):
+        return None
+    return said(after)
 
 
 def last_boxes(text: str, count: int) -> list[str]:
-    r"""The last boxes of a text's last paragraph with one, in their order; at most so many.
+    r"""All boxes of a text, or those of its last paragraph with one, if they are so many; else none.
+
+    None too where something is taken back before them.
 
     Example:
-      >>> last_boxes(r"so \boxed{1} and \boxed{2}", 3)
-      ['1', '2']
+      >>> last_boxes(r"so \boxed{1} and \boxed{2}", 2), last_boxes(r"not \boxed{1} but \boxed{2}", 2)
+      (['1', '2'], [])
     """
-    for paragraph in reversed(text.split("\n\n")):
-        found: list[str] = []
-        while len(found) <= count and (box := last_boxed(paragraph)) is not None:
-            found.insert(0, box)
-            paragraph = paragraph[: max(paragraph.rfind("\\boxed"), paragraph.rfind("\\fbox"))]
-        if found:
-            return found
+    last = next((part for part in reversed(text.split("\n\n")) if found_boxes(part)), "")
+    for part in (text, last):
+        found = found_boxes(part)
+        if len(found) == count and not _TAKEN_BACK.search(part[max(0, found[0].start - 20) : found[-1].start]):
+            return [box.inside for box in found]
     return []
 
 
 def _full_box(text: str) -> str | None:
-    while (box := last_boxed(text)) is not None:
-        if box.strip():
-            return box
-        text = text[: max(text.rfind("\\boxed"), text.rfind("\\fbox"))]
-    return None
-
-
-def _said(text: str) -> str | None:
-    """An answer without a box."""
-    tag = last_tag(text)
-    if tag:
-        return tag
-    marked = text.rfind("####")
-    if marked >= 0 and text[marked + 4 :].strip():
-        return text[marked + 4 :].strip().splitlines()[0]
-    for pattern in _SAID:
-        said = list(pattern.finditer(text))
-        if not said:
-            continue
-        rest = said[-1]["rest"].strip().strip("*_").strip()
-        several = _SEVERAL.match(rest)
-        if several:
-            return ", ".join(next(part for part in found if part) for found in _LATEX.findall(several[0]))
-        end = _END.search(rest)
-        rest = (rest[: end.start()] if end else rest).strip().strip("*_").strip()
-        rest = re.sub(r"\s*\((?!base)[^()]*[a-z]{3}[^()]*\)$", "", rest)
-        if rest:
-            return rest
-    latex = list(_LATEX.finditer(text))
-    if latex:
-        return next(part for part in latex[-1].groups() if part)
-    return last_number(text)
+    """The last box that is not empty, with what belongs to it: a sign before it, a power behind it, boxes joined to it."""
+    found = [box for box in found_boxes(text) if box.inside]
+    if not found:
+        return None
+    first, inside = found[-1], found[-1].inside
+    for box in reversed(found[:-1]):
+        if not _JOINED.fullmatch(text[box.end : first.start]):
+            break
+        first, inside = box, f"{box.inside}, {inside}"
+    before, after = _BEFORE.search(text[: first.start][-40:]), _AFTER.match(text, found[-1].end)
+    return (before[1] if before else "") + inside + (after[1].replace("$", " ") if after else "")
 
 
 def last_line(text: str) -> str | None:

@@ -11,17 +11,18 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+from salt_jax.graders.dates import date
 from salt_jax.graders.quantity import quantity
 
-DEEPEST = 8  # lists within lists
-LONGEST = 64  # parts of a list that are matched without order
+DEEPEST, LONGEST_TEXT = 8, 2000  # lists within lists; characters of what is taken apart
+LONGEST = 1000  # parts of a list that are matched without order
 
 
 class Node(NamedTuple):
     """A part of an answer.
 
     Attributes:
-      kind: 'leaf', 'list', 'set', 'tuple', 'union', 'matrix' or 'equation'.
+      kind: 'leaf', 'list', 'set', 'tuple', 'union', 'intersection', 'matrix' or 'equation'.
       text: of the whole.
       parts: of all but leaves; of a matrix its rows, as tuples; of an equation its two sides.
       brackets: of a tuple, as '()' or '[)'.
@@ -34,16 +35,29 @@ class Node(NamedTuple):
 
 
 _MATRIX = re.compile(
-    r"^\\begin\{([pbvBV]?matrix|array|smallmatrix)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}$", re.DOTALL
+    r"^\\begin\{([pbBV]?matrix|array|smallmatrix)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}$", re.DOTALL
 )
 _CASES = re.compile(r"^\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1\}$", re.DOTALL)
-_NAME = r"(?:[a-zA-Z]|[A-Z]{2,3}|[a-zA-Z]{3,}|\\[a-zA-Z]+)(?:'+|\s*_\s*(?:\{[^{}]*\}|\w))?"
-_SYMBOL = re.compile(  # x, x_1, AB, area, f(x), |z|, (x, y)
-    rf"^(?:{_NAME}|[a-zA-Z]\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
+_NAME = r"(?!\\?(?:not|neq?|no|wrong|false|never)(?![a-zA-Z]))(?:[a-zA-Z]|[A-Z]{2,3}|[a-zA-Z]{3,}|\\[a-zA-Z]+)(?:'+|\s*_\s*(?:\{[^{}]*\}|\w))?"
+_SYMBOL = re.compile(  # x, x_1, AB, AB : BC, a + b, \\angle A, area, f(x), |z|, (x, y)
+    rf"^(?:{_NAME}(?:\s*:\s*{_NAME})*|[a-z](?:\s*\+\s*[a-z])+"
+    r"|m?\s*\\(?:angle|triangle|vec|overrightarrow)\s*\{?[a-zA-Z]{1,3}\}?"
+    rf"|[a-zA-Z]'*\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
 )
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
-_JOIN = re.compile(r"\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])")
+_JOIN = re.compile(r"(?<=[\d}])\s+[oóye]\s+(?=[a-z]\s*=|-?\d+$)|\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])")
+_OR = re.compile(r"\s*,?\s+(?:or|oder|ou|или|ó)\s+|\s*;\s*|\s*\\(?:lor|vee)(?![a-zA-Z])\s*")
 _TURNED = re.compile(r"^(?=\]|.*\[$)[\[\]]\s*([^\[\];,]+)\s*[;,]\s*([^\[\];,]+)[\[\]]$")
+_CONDITION = r"(?:(?!\\mid|\||:|\\in|\\mathbb|=).)*"
+_SUCH_THAT = re.compile(  # of the real numbers x that fulfil a condition
+    r"^([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?)?\s*(?:\\mid|\||:)\s*"
+    rf"({_CONDITION}(?:[<>]|\\(?:le|ge|ne)(?![a-zA-Z])){_CONDITION})$"
+)
+_INTEGERS = re.compile(  # {x ∈ ℤ : 1 ≤ x < 4}
+    r"^([a-zA-Z])\s*\\in\s*\\mathbb\s*\{?[ZN]\}?\s*(?:\\mid|\||:|,)\s*(-?\d+)\s*(<|\\le)\s*\1\s*(<|\\le)\s*(-?\d+)$"
+)
+_ANGLED = re.compile(r"^\\langle(.*)\\rangle$")
+_ARRAY = re.compile(r"^[(\[]\s*\\begin\{array\}.*\\end\{array\}\s*[)\]]$", re.DOTALL)
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?![a-zA-Z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -86,6 +100,11 @@ def _word(text: str, i: int) -> int:
     return found.end() - i if found else 0
 
 
+def _either(text: str, i: int) -> int:
+    found = _OR.match(text, i)
+    return found.end() - i if found else 0
+
+
 def _at(symbol: str) -> Callable[[str, int], int]:
     def width(text: str, i: int) -> int:
         behind = text[i + len(symbol) : i + len(symbol) + 1]
@@ -117,9 +136,23 @@ def read(text: str, depth: int = 0) -> Node:
     if turned:  # ]1; 2] is (1, 2]
         text = f"{'(' if text[0] == ']' else '['}{turned[1]}, {turned[2]}{')' if text[-1] == '[' else ']'}"
     leaf = Node("leaf", text)
-    if depth > DEEPEST or quantity(text) is not None:
+    if depth > DEEPEST or len(text) > LONGEST_TEXT or quantity(text) is not None or date(text) is not None:
         return leaf
+    angled = _ANGLED.match(text)
+    if angled:
+        text = f"({angled[1].strip()})"
     below = functools.partial(read, depth=depth + 1)
+    return next((node for node in (reader(text, below) for reader in _READERS) if node is not None), leaf)
+
+
+Below = Callable[[str], Node]
+
+
+def _environment(text: str, below: Below) -> Node | None:
+    r"""A matrix, or the rows of cases; rows that only \\ sets apart."""
+    text = re.sub(r"^\\\{\s*\\begin\{array\}\s*\{[lcr]*\}(.*)\\end\{array\}\s*\.?$", r"\\begin{cases}\1\\end{cases}", text)
+    if _ARRAY.match(text):  # \left[ \begin{array} … \right]
+        text = text[1:-1].strip()
     matrix = _MATRIX.match(text)
     if matrix:
         rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
@@ -127,51 +160,116 @@ def read(text: str, depth: int = 0) -> Node:
             Node("tuple", row, tuple(below(cell.strip()) for cell in split(row, _at("&"))), "[]") for row in rows
         ))  # fmt: skip
     cases = _CASES.match(text)
+    if cases and "\\\\" not in cases[2]:
+        return below(cases[2].replace("&", " "))
     if cases:
         rows = [row.replace("&", " ").strip().rstrip(",") for row in re.split(r"\\\\", cases[2]) if row.strip()]
         return Node("list", text, tuple(below(row) for row in rows))
-    member = split(text, _at(r"\in"))
+    rows = [row.strip() for row in split(text, _at("\\\\"))] if "\\\\" in text and "\\begin" not in text else []
+    if len(rows) > 1 and all(rows):
+        return Node("list", text, tuple(below(row.rstrip(",")) for row in rows))
+    return None
+
+
+def _sets(text: str, below: Below) -> Node | None:
+    """x ∈ a set, unions and intersections, and a set in its braces."""
+    member = split(text, _at(r"\in")) if r"\in" in text else []
     if len(member) == 2 and _SYMBOL.match(member[0].strip()):
         return Node("equation", text, (Node("leaf", member[0].strip()), below(member[1].strip())))
-    parts = split(text, _at(r"\cup"))
-    if len(parts) > 1:
-        return Node("union", text, tuple(below(part.strip()) for part in parts))
-    if text.startswith(r"\{") and text.endswith(r"\}") and _matches(text.replace("\\", "")):
-        inside = text[2:-2].strip()
-        if re.search(r"\\mid|\||:", inside):
-            return leaf
-        found = below(inside) if inside else Node("list", "")
-        return Node("set", text, found.parts if found.kind == "list" else (found,))
+    for symbol, kind in ((r"\cup", "union"), (r"\cap", "intersection")):
+        parts = split(text, _at(symbol)) if symbol in text else []
+        if len(parts) > 1 and not _EQUALS.search(parts[-1]):
+            return Node(kind, text, tuple(below(part.strip()) for part in parts))
+    if not (text.startswith(r"\{") and text.endswith(r"\}") and _matches(text.replace("\\", ""))):
+        return None
+    inside = text[2:-2].strip()
+    if re.search(r"\\mid|\||:", inside):
+        counted = _INTEGERS.match(inside)
+        if counted:
+            least, most = int(counted[2]) + (counted[3] == "<"), int(counted[5]) - (counted[4] == "<")
+            numbers = range(least, min(most, least + LONGEST) + 1)
+            return Node("set", text, tuple(Node("leaf", str(number)) for number in numbers))
+        said = _SUCH_THAT.match(inside)
+        bound = said is not None and re.search(rf"(?<![a-zA-Z\\]){said[1]}(?![a-zA-Z])", said[2])
+        return below(said[2].strip()) if said and bound else Node("leaf", text)
+    found = below(inside) if inside else Node("list", "")
+    return Node("set", text, found.parts if found.kind == "list" else (found,))
+
+
+def _list(text: str, below: Below) -> Node | None:
+    """What stands between commas, semicolons and joining words."""
     plain = text.split("=")
-    if len(plain) == 2 and _SYMBOL.match(plain[0].strip()) and quantity(plain[1].strip()):  # Q = 1,200
+    if len(plain) == 2 and "," not in plain[0] and quantity(plain[1].strip()):  # Q = 1,200
         return Node("equation", text, (Node("leaf", plain[0].strip()), below(plain[1].strip())))
+    either = [piece.strip() for piece in split(text, _either)] if "=" in text else []
+    if len(either) > 1 and all(len(split(piece, _comma(False))) > 1 or " and " in piece for piece in either):
+        return Node("list", text, tuple(below(piece) for piece in either))  # x = 1, y = 2 or x = 3, y = 4
     parts = [part.strip() for piece in split(text, _word) for part in split(piece, _comma(", " in text or ";" in text))]
-    if len(parts) > 1:
-        parts = [re.sub(r"^(?:and|or)\s+", "", part) for part in parts if part]
-        return Node("list", text, tuple(below(part) for part in parts))
-    angled = re.match(r"^\\langle(.*)\\rangle$", text)
-    if angled:
-        text = f"({angled[1]})"
-    if len(text) > 2 and text[0] in "([" and text[-1] in ")]" and _matches(text):
-        inside = text[1:-1].strip()
-        pieces = split(inside, _comma(", " in inside))
-        if len(pieces) == 1 and ";" in inside:
-            pieces = split(inside, _at(";"))
-        if len(pieces) > 1 and all(piece.strip() for piece in pieces):
-            return Node("tuple", text, tuple(below(piece.strip()) for piece in pieces), text[0] + text[-1])
-        if text[0] == "(" and text[-1] == ")":
-            return below(inside)
-    sides = [side.strip() for side in split(text, lambda t, i: 1 if _EQUALS.match(t, i) else 0)]
+    if len(parts) < 2:
+        return None
+    nodes = [below(re.sub(r"^(?:and|or)\s+", "", part)) for part in parts if part]
+    spread = tuple(part for node in nodes for part in (node.parts if _spreads(node) else (node,)))
+    return Node("list", text, _filled(spread))
+
+
+def _spreads(node: Node) -> bool:
+    r"""Whether a part of a list is several: \pm 1, or x = y = 3."""
+    return node.kind == "list" and (r"\pm" in node.text or node.text.count("=") > 1)
+
+
+def _bracketed(text: str, below: Below) -> Node | None:
+    """A tuple or an interval, or what stands in round brackets."""
+    if not (len(text) > 2 and text[0] in "([" and text[-1] in ")]" and _matches(text)):
+        return None
+    inside = text[1:-1].strip()
+    pieces = split(inside, _comma(", " in inside))
+    if len(pieces) == 1 and ";" in inside:
+        pieces = split(inside, _at(";"))
+    if len(pieces) > 1 and all(piece.strip() for piece in pieces):
+        return Node("tuple", text, tuple(below(piece.strip()) for piece in pieces), text[0] + text[-1])
+    return below(inside) if text[0] == "(" and text[-1] == ")" else None
+
+
+def _equated(text: str, below: Below) -> Node | None:
+    """An equation, the same value for several names, a point with its name, and both signs of ±."""
+    sides = [side.strip() for side in split(text, lambda t, i: 1 if _EQUALS.match(t, i) else 0)] if "=" in text else []
     if len(sides) > 1 and all(sides) and not _RELATION.search(text) and not re.search(r"\\(?:equiv|approx)", text):
         if len(sides) > 2 and all(_SYMBOL.match(side) for side in sides[:-1]):  # x = y = 3
             return Node("list", text, tuple(below(f"{side} = {sides[-1]}") for side in sides[:-1]))
-        return Node("equation", text, (Node("leaf", sides[0]), below(sides[-1])))
+        rest = below(sides[1]) if len(sides) == 2 else Node("leaf", " = ".join(sides[1:]))
+        return Node("equation", text, (Node("leaf", sides[0]), rest))
     point = re.match(r"^[A-Z]\s*(?=\()", text)
     if point and _matches(text[point.end() :]) and "," in text:  # P(1, 2)
-        return below(text[point.end() :])
+        return Node("equation", text, (Node("leaf", point[0].strip()), below(text[point.end() :])))
     if text.count(r"\pm") == 1 and r"\mp" not in text and not re.search(r"[=<>]", text):
         return Node("list", text, tuple(below(text.replace(r"\pm", sign).strip().removeprefix("+")) for sign in "+-"))
-    return leaf
+    return None
+
+
+_READERS: tuple[Callable[[str, Below], Node | None], ...] = (_environment, _sets, _list, _bracketed, _equated)
+
+
+def _filled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
+    r"""Parts of a list in which \ldots stands for an arithmetic progression: all, or the first three and \ldots."""
+    at = [i for i, part in enumerate(parts) if part.text == r"\ldots"]
+    if len(at) != 1 or at[0] < 2:
+        return parts
+    shown = [quantity(assigned(part).text) for part in parts[: at[0]] + parts[at[0] + 1 :]]
+    if any(number is None or number.unit or number.decimal for number in shown):
+        return parts
+    values = [number.value for number in shown if number]
+    step = values[1] - values[0]
+    before = values[: at[0]]
+    if not step or any(b - a != step for a, b in zip(before, before[1:], strict=False)):
+        return parts
+    leaf = lambda value: Node("leaf", str(value))
+    if at[0] == len(parts) - 1:  # for ever
+        return (*(leaf(value) for value in before[:3]), parts[-1]) if len(before) > 2 else parts
+    count = (values[-1] - values[0]) / step
+    whole = [values[0] + i * step for i in range(int(count) + 1)] if 0 < count <= 1000 else []
+    if count.denominator != 1 or values[at[0] :] != whole[len(whole) - len(values) + at[0] :]:
+        return parts
+    return tuple(leaf(value) for value in whole)
 
 
 def assigned(node: Node) -> Node:
@@ -180,6 +278,11 @@ def assigned(node: Node) -> Node:
         return node
     named = _SYMBOL.match(node.parts[0].text) or node.parts[1].kind not in ("leaf", "equation")
     return node.parts[1] if named else node
+
+
+def is_symbol(text: str) -> bool:
+    """Whether a text is what a value is given to: x, a_n, f(x), \\angle ABC."""
+    return bool(_SYMBOL.match(text))
 
 
 Equal = Callable[[str, str], bool]
@@ -206,16 +309,22 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
     a, b = (_as_matrix(x) if y.kind == "matrix" else x for x, y in ((a, b), (b, a)))
     if a.kind == "matrix" and b.kind == "matrix":
         return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
-    loose = ("list", "set", "union")
-    if "union" in (a.kind, b.kind):
+    loose = ("list", "set")
+    if {"union", "intersection"} & {a.kind, b.kind}:
         return (a.kind == b.kind and _matched(list(a.parts), list(b.parts), again)) or leaf(a.text, b.text)
     if a.kind in loose and b.kind in loose:
-        lists = [[assigned(x) for x in node.parts] if _one_name(node) else list(node.parts) for node in (a, b)]
+        if a.kind == b.kind == "list" and _ordered(b):  # 1, 4, 6, 4, 1
+            return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+        names = [_names(node) for node in (a, b)]
+        if names[0] and names[1] and names[0] != names[1]:
+            return False
+        bare = all(len(of) < 2 for of in names)  # without names, or with one: then the values count
+        lists = [[assigned(x) for x in node.parts] if bare else list(node.parts) for node in (a, b)]
         if _matched(lists[0], lists[1], again):
             return True
         return bool(_RELATION.search(a.text + b.text)) and leaf(a.text, b.text)
     kinds = {a.kind, b.kind}
-    if kinds == {"tuple", "list"}:  # with or without brackets, in order
+    if kinds == {"tuple", "list"} and not _RELATION.search(a.text + b.text):  # with or without brackets, in order
         values = [tuple(assigned(part) for part in _in_order(node)) for node in (a, b)]
         if a.brackets + b.brackets != "()" or len(values[0]) != len(values[1]):
             return False
@@ -224,6 +333,8 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
         return (b if a.kind == "set" else a).text == r"\emptyset"
     if "set" in kinds and kinds != {"set"}:
         single, other = (a, b) if a.kind == "set" else (b, a)
+        if r"\emptyset" in other.text:  # {∅} is not ∅
+            return False
         return other.kind == "leaf" and len(single.parts) == 1 and again(single.parts[0], other)
     both = a.text + b.text
     if kinds == {"leaf"} or _RELATION.search(both) or r"\mathbb{R}" in both or r"\begin" in both:  # x > 1 is (1, oo)
@@ -231,9 +342,17 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
     return False
 
 
-def _one_name(node: Node) -> bool:
-    """Whether all parts give the same name a value: x = 1 or x = 2."""
-    return all(part.kind == "equation" for part in node.parts) and len({part.parts[0].text for part in node.parts}) == 1
+def _names(node: Node) -> set[str]:
+    """What the parts give values to; one name in x = 1 or x = 2, also where only the first says it."""
+    named = [part.parts[0].text for part in node.parts if part.kind == "equation"]
+    return {name.replace(" ", "") for name in named if _SYMBOL.match(name)}
+
+
+def _ordered(node: Node) -> bool:
+    """Whether a list has an order of its own: numbers that repeat, and do not only rise or fall."""
+    numbers = [quantity(part.text) for part in node.parts]
+    values = [number.value for number in numbers if number]
+    return len(values) == len(numbers) > len(set(values)) and values not in (sorted(values), sorted(values)[::-1])
 
 
 def _as_matrix(node: Node) -> Node:

@@ -6,12 +6,11 @@ import builtins
 import logging
 from fractions import Fraction
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from salt_jax.graders import Grader, GraderError, GraderPool, Verdict, mathematics
+from salt_jax.graders import GraderError, Verdict, mathematics, values
 
 math_equal = mathematics.math_equal
 
@@ -118,12 +117,28 @@ def test_equal_decimals_are_one_answer():
     assert {math_equal(rf"\boxed{{{text}}}", "1").answer for text in ("2.5", "2.50", "5/2", r"2\frac12")} == {"5/2"}
 
 
-def test_an_answer_that_would_take_for_ever_is_missing():
-    with GraderPool(Grader("salt_jax.graders.mathematics:math_equal"), workers=1, deadline=3) as pool:
-        grades = pool.grade([r"\boxed{3^{1000000000}}", r"\boxed{5}"], ["5", "5"])
-        assert pool.restarts == 1
-    np.testing.assert_array_equal(grades.rewarded, [False, True])
-    assert grades.errors.first == "TimeoutError: no verdict in 3 s"
+# (what is written, what it is refused for): a part of another number, denied, hedged, or dressed as what it is not.
+REFUSED = [
+    *((text, "3") for text in (
+        "minus three", "negative 3", "It is minus 3", "twice 3", "the cube of 3", "3 divided by 4", "2 to the power 3",
+        "it is not equal to 3", "it cannot be 3", "it is never 3", "it is anything but 3", "far from 3", "3‰", "1→3", "3ish",
+        "The answer is $3$ + 1", "The answer is $3$ / $4$", "The answer is $3$.5", "The answer is $3$%",
+        "The answer is $3$ or maybe $4$", "The answer is $3$; or $4$", "The answer is $3$ and a half",
+        "The answer is 3 (or four)", "The answer is 3; 4", "The answer is 3. Or 4.", "The answer is 3 but could be 4",
+        r"\boxed{x=1=3}", r"\boxed{\neq = 3}", r"\boxed{3_2}", r"-\boxed{3}", r"\boxed{3}^2", r"\boxed{3}.5", r"\boxed 3.5",
+        r"not \boxed{3}", r"\boxed{4} or \boxed{3}", r"<think>the answer is not \boxed{3}</think>", r"\boxed{5, 3",
+        *(rf"\boxed{{3\text{{ {word}}}}}" for word in ("not", "false", "negative", "root", "choose", "gross", "M", "million")),
+    )),
+    ("half of 4", "4"), ("5 & 4", "4"), ("it is —5", "5"), ("The opposite of it is red", "red"),
+    (r"not \boxed{1} but \boxed{2}", "1,2"), (r"\boxed{2 3}", "5"), (r"\boxed{1,234}", "1.234"), (r"\boxed{0:0}", "1:2"),
+    (r"\boxed{x=1 \text{ or } y=2}", r"x=1 \text{ or } x=2"), (r"\boxed{A(5,2)}", "B(5,2)"), (r"\boxed{f(a)=3}", "f(b)=3"),
+    (r"\boxed{k x, k\in\mathbb{Z}}", r"x^2, x\in\mathbb{Z}"), (r"\boxed{5e - 5}", "5e-05"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("completion", "reference"), REFUSED)
+def test_a_part_of_another_answer_is_refused(completion, reference):
+    assert math_equal(completion, reference).reward == 0
 
 
 def test_it_says_nothing_of_its_time_limits(caplog, monkeypatch):
@@ -146,8 +161,8 @@ def test_without_the_extra_one_line_says_so(monkeypatch):
         return real(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    mathematics._library.cache_clear()
+    values.library.cache_clear()
     with pytest.raises(GraderError, match=r"^math_equal needs the extra 'math': pip install 'salt-jax\[math\]'$"):
         math_equal("1", "a reference that no test parsed before")
     monkeypatch.undo()
-    mathematics._library.cache_clear()
+    values.library.cache_clear()

@@ -16,13 +16,16 @@ KNOWN = {
     # right, and refused
     ("55", r"\boxed{1 + 2 + 3 + \cdots + 10}"),
     ("9+2i", r"\boxed{\overline{9-2i}}"),
-    (r"\{2, 4, 6, \ldots, 50\}", r"\boxed{S = \{2, 4, 6, 8, \dots, 50\}}"),
     (r"\sqrt{18a^3}", r"\boxed{3a\sqrt{2a}}."),
-    (r"\frac{\pi}{4} + k\pi, k \in \mathbb{Z}", r"\boxed{x = \pi n + \frac{\pi}{4},\ n \in \mathbb{Z}}"),
-    # wrong, and accepted: nothing is boxed or called the answer, or it is taken back
+    ("20:45", r"\boxed{20\text{h}45}."),
+    (r"f(x)=kx, k\in\mathbb{R}", r"\boxed{f(x) = cx \text{ for any real constant } c}."),
+    (r"\frac{\pi^2}{6}", r"$\boxed{\zeta(2)}$"),
+    (r"\overline{A\cup B}", r"\boxed{(A\cup B)^c}."),
+    (r"A\subseteq B", r"\boxed{B \supseteq A}"),
+    (r"AB\perp CD", "CD ⟂ AB."),
+    # wrong, and accepted: nothing is boxed or called the answer, and e is said to be another number behind the box
     ("15", "in 15 minutes a lap."),
-    ("40", "is at least 40, but I did not find it."),
-    ("20", "Ответ: $20$ не подходит, верно $22$."),
+    ("0.03", r"\boxed{3e-2}$ (here $e = 2.718\ldots$)."),
 }
 
 
