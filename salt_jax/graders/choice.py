@@ -55,19 +55,23 @@ _REFUSED = re.compile(
 )
 # goes on with a letter
 _NAME = re.compile(
-    r"\b(?:fig|figs|eq|cf|vs|sec|ch|no|vit|mr|mrs|dr|prof|st|[a-z])\.$", re.IGNORECASE
+    r"\b(?:fig|figs|eq|cf|vs|sec|ch|no|vit|mr|mrs|dr|prof|st|[a-z]|\d+)\.$", re.IGNORECASE
 )
 _NEGATED = re.compile(
     r"(?:\b(?:not|never|nicht|pas|не|no|não|non)|n't|不是?)\W{0,3}(?:(?:the|option|answer|be) )?$", re.IGNORECASE
 )
 _WITH = re.compile(r" ?(?:,|/|&|and|or) ?\(?[A-Z]\b")
+_TURN = re.compile(
+    r"[.!?\n]|\b(?:so|thus|therefore|hence|but|however|yet|though|although|finally|because|since|which|now|then|not)\b|[所因但不]",
+    re.IGNORECASE,
+)
 _IN_BOLD = re.compile(rf"(?P<open>{BOLD})(?P<letter>[^\W\d_])(?P<close>{BOLDED})")
 # Here the text thinks again: what comes before counts only where nothing is said after, and after 'No' not at all.
 _AGAIN = re.compile(
     rf"(?:^|(?<=[.!?;:,…\n—–){BOXED}]) ?)(?:(?:oh|but|hmm+|so|ah|no)[,.… ]+){{0,3}}"
     r"(?:(?P<no>no(?=[,:.—–!])|scratch that|i (?:was wrong|made a mistake|take that back)|nein\b|нет|不对)|"
     r"wait|hmm+|actually|correction|on (?:second thought|reflection)|oops|sorry|edit(?=:)|(?:my|a) (?:mistake|"
-    r"bad|error)(?=[,:.—])|or rather|strike that|let me reconsider|korrektur|moment|等等)\b[,:.…! ]*"
+    r"bad|error)(?=[,:.—])|or rather|i mean(?:t)?(?= )|strike that|let me reconsider|korrektur|moment|等等)\b[,:.…! ]*"
     r"(?P<wrong>(?:no\b(?=[,:.!—–]|$)|(?:(?:that|this|it)(?:'s| is| was) )?(?:wrong|incorrect|not right|"
     r"not correct|a mistake)\b))?[,:.…! —–]*",
     re.IGNORECASE,
@@ -202,7 +206,11 @@ def _stated(text: str, choices: str) -> str | None:
         sentences = re.split(r"(?<=[.!?]) ", lines[-1])[-2:]
         last = _alone(sentences[-1], sentences[0], len(text), choices) if len(sentences) > 1 else []
         claims = [*concluded(text, choices), *([] if _NAME.search(sentences[0]) else last)]
-    return max(claims)[1] if claims else None
+    claims.sort()
+    if len(claims) > 1 and claims[-1][1] != claims[-2][1]:
+        turn = _TURN.search(text, claims[-2][0], claims[-1][0])
+        return claims[-1][1] if turn else ""  # 'the answer is A and the answer is C'
+    return claims[-1][1] if claims else None
 
 
 def _alone(text: str, before: str, at: int, choices: str) -> list[Claim]:

@@ -91,7 +91,7 @@ def _without_braces(text: str) -> str:
 
 # --- one letter ---
 
-_OPEN, _CLOSE = rf"[(\[{{<{BOLD}{BOX}]", rf"[)\]}}>{BOLDED}{BOXED}]"
+_OPEN, _CLOSE = rf"[(\[{{{BOLD}{BOX}]", rf"[)\]}}{BOLDED}{BOXED}]"
 # a letter that nothing continues: not the B of Bob, B-flat or B's
 LETTER = rf"(?P<open>{_OPEN}?) ?(?P<letter>[^\W\d_])(?P<close> ?{_CLOSE}|)(?![\w'\u0300-\u036f]|[-‐]\w)"
 _NOUNS = (
@@ -99,21 +99,26 @@ _NOUNS = (
     r"letra|вариант|选项|選項)"
 )
 _NOUN = rf"(?:(?:the |die |la |el )?(?:correct |right )?{_NOUNS} ?:? ?)?"
-_FORMULA = re.compile(r"-(?!-)| ?(?:[=+^_<°#%*\\∪∩×·≠≈]|[/|~-](?=[\w(]))")
+_FORMULA = re.compile(r"-(?!-)| ?(?:[=+^_<>°#%*\\∪∩×·≠≈]|[/|~-](?=[\w(]))")
 _JOIN = re.compile(
-    r"[)\]]?(?: ?[,;/&、:] ?| ?[-–—] ?| ?(?=[(\[])| ?→ ?| (?=[A-Z](?!\w))| \(?(?:and|or|und|oder|et|ou|y|o|e|и|"
-    r"или|plus|to|through|bis|nor|then|as well as|together with|along with) |[.…]{1,3} (?:[Oo]r|Also|And) |"
+    r"[)\]]?(?: ?[,;/|&、:] ?| ?(?:…|\.\.\.?) ?|\. ?(?=[A-Z]\)?(?:[.,;]|$))| ?[-–—] ?| ?(?=[(\[])| ?→ ?|"
+    r" (?=[A-Z](?!\w))| \(?(?:and|or|and/or|und|oder|et|ou|y|o|e|и|или|"
+    r"plus|to|through|bis|nor|then|as well as|together with|along with) |[.…]{1,3} (?:[Oo]r|Also|And) |"
     r" ?(?:和|或|与|と|か|와|과|및|또는|이나|أو|و) ?)"
-    r"(?:(?:and|or|also|maybe|possibly|perhaps|probably|either|option|choice|answer|und|oder|is it) ){0,3}"
+    r"(?:(?:and|or|also|maybe|possibly|perhaps|probably|then|alternatively|otherwise|either|option|choice|"
+    r"answer|und|oder|is it|no,) ){0,3}"
     rf"{_OPEN}?(?P<other>[A-Z]|[IVX]{{2,4}}|[a-z](?= ?[)\]])) ?{_CLOSE}?(?![\w'’]|[-‐]\w)(?P<word> [a-z]+)?"
 )
 _PLURAL = frozenset((
     "are were both together have must can and or only because "
     "since as for fit match hold work apply too also rather instead"
 ).split())
-_EITHER = re.compile(r" ?[/&、+]| \(?(?:or|oder|ou|или) ")
+_EITHER = re.compile(r" ?[/|&、+]| \(?(?:or|oder|ou|или) ")
 _IS_RIGHT = re.compile(r"(?: the)? (?:correct|right|best|answer)\b")
-_REASONS = frozenset("as because due for since so which with and but or if not rather denn weil car porque".split())
+_REASONS = frozenset((
+    "as because due for since so which with and but or if not rather instead over while whereas although though denn "
+    "weil car porque"
+).split())
 _DENIED = re.compile(
     r" ?(?:(?:is|was|would be|are|seems|looks)(?: also| clearly| simply)? (?:not|wrong|incorrect|false|out|"
     r"ruled|impossible|excluded|"
@@ -127,6 +132,8 @@ _ASKED = re.compile(r"[^.!?\n]{0,80}\?(?! ?(?:yes|right|correct|indeed)\b)", re.
 def several(rest: str, letter: str, *, dressed: bool = True) -> bool:
     """Whether what follows a letter adds another to it: ', C', ' or C', '/C', but not ', C is wrong' or ', I think'."""
     join = _JOIN.match(rest)
+    if re.match(r" ?→", rest):
+        return True
     if not join or join["other"].upper() == letter.upper() or (dressed and re.match(r" [A-Z]", join[0])):
         return False  # the last: '(E) I and III only'
     word = (join["word"] or "").strip()
@@ -143,8 +150,8 @@ def one(text: str, match: re.Match[str], choices: str) -> str | None:
     letter, end = match["letter"], match.end("close")
     dressed = bool(match["close"].strip())
     rest = text[end : end + 200]
-    if denied(rest) or _ASKED.match(rest):
-        return None
+    if letter.upper() == letter.lower() or denied(rest) or _ASKED.match(rest):
+        return None  # the first: a word of one sign, as 是
     if several(rest, letter, dressed=dressed):
         return ""
     if not dressed:
@@ -225,16 +232,17 @@ _RIGHT = re.compile(
     r"correct[ao]|corrett[ao]|corret[ao]|"
     r"respuesta|réponse|antwort|ответ)"
     r"(?: (?:answer|choice|option|one|statement|antwort|réponse|respuesta))?(?: correct[ao]e?)?(?= ?(?:[.,;:!)\n]|$)|"
-    r" (?:because|since|as|for|and|so|here|due|to the|weil|car|porque)\b)|"
+    r" (?:because|since|as|for|and|so|here|due|to the|too|weil|car|porque)\b)|"
     r" ?(?:[-–—]|это)? (?:верный|правильный|верно|правильно)|"
     r" ?(?:选项|选項|项|項|は|が|이|가|를)?(?:是|为)? ?(?:正确|正確|对的|正しい|正解|정답|맞|を選)(?!吗|ば|な))",
     re.IGNORECASE,
 )  # fmt: skip
+_THE_ANSWER = re.compile(r"answer|best|choice|option|antwort|réponse|respuesta|ответ|正解|정답|答案", re.IGNORECASE)
+_BEHIND = re.compile(rf"\b[A-Z][)\]{BOLDED}]? ?(?:and|or|und|oder|[,/&])? ?$")  # a letter, and the next
 _LEAD = re.compile(
     r"(?:^|[.,;:!\n(—]|\b(?:option|choice|answer|statement|alternative|only|so|thus|hence|therefore|and|but|"
-    r"because|since|that|"
-    r"think|believe|say|means|while|whereas|clearly|antwort|réponse|opción|respuesta|вариант|ответ)|[选選]项|项|選択肢|"
-    r"所以|因此) ?$",
+    r"because|since|that|think|believe|say|means|although|though|yet|while|whereas|clearly|antwort|réponse|opción|"
+    r"respuesta|вариант|ответ)|[选選]项|项|選択肢|所以|因此) ?$",
     re.IGNORECASE,
 )
 _THEREFORE = (
@@ -314,16 +322,23 @@ def said(text: str, choices: str) -> Iterator[Claim]:
             letter = None if doubted(text, match.start()) else one(text, match, choices)
             if letter is not None:
                 yield match.start("letter"), letter
-    for match in _last(_RIGHT, text):
-        before = text[max(0, match.start() - 40) : match.start()]
-        alone = _LEAD.search(before) and not re.search(rf"\b[A-Z][)\]{BOLDED}]? ?(?:and|or|und|oder|"
-        rf"[,/&])? ?$", before)
-        letter, rest = match["letter"], text[match.end() : match.end() + 100]
-        bare = (letter.islower() or letter == "I") and not match["close"]
-        sure = alone and not bare and not doubted(text, match.start())
-        if sure and letter.upper() in choices and not _UNSURE.match(rest) and not _ASKED.match(rest):
-            yield match.start("letter"), "" if " also " in match[0] else letter.upper()
+    right = [(match, letter) for match in _last(_RIGHT, text) if (letter := _right(text, match, choices))]
+    statements = {letter for match, letter in right if not _THE_ANSWER.search(match[0])}
+    for match, letter in right:  # 'A is correct and B is correct' names no answer, 'C is the answer' does
+        others = " also " in match[0] or (len(statements) > 1 and not _THE_ANSWER.search(match[0]))
+        yield match.start("letter"), "" if others else letter
     yield from ((match.end(), "") for match in _last(_SETTLED, text) if not doubted(text, match.start()))
+
+
+def _right(text: str, match: re.Match[str], choices: str) -> str | None:
+    """The letter that is called right, where it begins its clause: not the B of 'vitamin B is right'."""
+    before, rest = text[max(0, match.start() - 40) : match.start()], text[match.end() : match.end() + 100]
+    letter = match["letter"]
+    bare = (letter.islower() or letter == "I") and not match["close"]
+    if bare or letter.upper() not in choices or not _LEAD.search(before) or _BEHIND.search(before):
+        return None
+    unsure = doubted(text, match.start()) or _UNSURE.match(rest) or _ASKED.match(rest)
+    return None if unsure else letter.upper()
 
 
 def concluded(text: str, choices: str) -> Iterator[Claim]:
