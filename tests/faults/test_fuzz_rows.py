@@ -306,6 +306,8 @@ def test_a_completion_cannot_make_its_grader_search_for_hours():
     for text in (f"the answer is{spaces}", f"Answer:{spaces}x", f"choice **{spaces}**", box):
         assert find_choice(text) is None
     assert find_choice(f"Answer:{spaces}B") == "B"
+    for unit in ("\\boxed{", "\\boxed{}", "<answer>", "选A或B", "Wait, ", "**", "the answer to "):
+        assert find_choice(unit * (10**5 // len(unit))) is None
     assert last_number("1" * 10**4) == int("1" * 4000) * 10**6000 + int("1" * 3000) * 10**3000 + int("1" * 3000)
 
 

@@ -1,16 +1,19 @@
-"""The battery of tests/graders/pairs: its shape, and what of its mathematics that is shown is graded otherwise."""
+"""The battery of tests/graders/pairs: its shape, and what of its mathematics and choices is graded otherwise."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from experiments.benchmarks import pairs
+from salt_jax.graders.choice import multiple_choice
 from salt_jax.graders.mathematics import math_equal
 
 PAIRS = pairs.read()
 SHOWN = [pair for pair in PAIRS if not pair.aside and pair.kind not in pairs.GRADERS]
+CHOICES = [pair for pair in PAIRS if not pair.aside and pair.kind == "multiple_choice"]
 # (reference, how its completion ends): known to be graded otherwise than an examiner would.
 KNOWN = {
     # right, and refused
@@ -45,6 +48,12 @@ def test_mathematics_as_an_examiner_would(kind):
     known = {pair for pair in shown if any(pair.reference == of and pair.completion.endswith(end) for of, end in KNOWN)}
     right = {pair for pair in shown if math_equal(pair.completion, pair.reference).reward > 0.5}
     assert {pair for pair in shown if (pair in right) != (pair.verdict == "right")} == known
+
+
+def test_choices_as_an_examiner_would():
+    right = {p for p in CHOICES if multiple_choice(p.completion, p.reference, **json.loads(p.arguments)).reward > 0.5}
+    assert len(CHOICES) >= 50
+    assert {pair for pair in CHOICES if (pair in right) != (pair.verdict == "right")} == set()
 
 
 def test_every_known_exception_is_a_pair():
