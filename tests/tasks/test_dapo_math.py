@@ -72,10 +72,14 @@ HALF = "is not a problem with DAPO's instruction before and after it: .*; wrappe
         (original(WRAPPER.format("A").rpartition("Remember")[0], "2"), f"'prompt' {HALF}"),
         (original(WRAPPER.format(" "), "2"), f"'prompt' {HALF}"),
         ({"prompt": WRAPPER.format("A").partition("\n")[2], "solution": "2"}, f"'prompt' {HALF}"),
-        (original("x", "2") | {"prompt": []}, "'prompt' must be text or a list with one message"),
+        (original("x", "2") | {"prompt": []}, r"'prompt' must be text or a list of messages, got \[\]"),
+        (
+            original("x", "2") | {"prompt": [{"role": "user", "content": "x"}] * 2},
+            "'prompt' must be text or a list with one message",
+        ),
         (
             original("x", "2") | {"prompt": [{"role": "user"}]},
-            "'prompt': 'content' is missing; columns there: role",
+            r"'prompt\[0\]': 'content' is missing; columns there: role",
         ),
         (original(WRAPPER.format("A"), None), "'reward_model': 'ground_truth' is missing"),
         (
