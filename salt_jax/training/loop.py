@@ -19,6 +19,7 @@ from rich.console import Console
 
 from salt_jax.policy.hf import open_checkpoint, write_policy_json
 from salt_jax.policy.layers import TransformerConfig
+from salt_jax.tasks.paths import expanded
 from salt_jax.training import hosts, provenance, quiet, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.collect import Engine, make_collection
@@ -60,7 +61,8 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
       CheckpointError, StorageError: a file could not be written, or no sound checkpoint is left.
       Interrupted: a signal came; the last finished step is saved.
     """
-    folder, console = Path(folder).absolute(), console or RunConsole()
+    with setup.naming("folder: "):
+        folder, console = Path(expanded(folder)).absolute(), console or RunConsole()
     run, values = hosts.agree(lambda: setup.check(config, folder))
     about = {"config": values, "made_by": provenance.stamp()}
     if hosts.count() > 1:
