@@ -23,7 +23,7 @@ from salt_jax.tasks.paths import expanded
 from salt_jax.training import hosts, provenance, quiet, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.collect import Engine, make_collection
-from salt_jax.training.judging import make_judge
+from salt_jax.training.judging import make_judge, of_one_sample
 from salt_jax.training.lock import locked
 from salt_jax.training.metrics import MetricWriter, RunConsole
 from salt_jax.training.phase import Phase, Prepared, Work
@@ -102,6 +102,7 @@ def start(
     policy = make_policy(setup.policy_config(run, task), mesh)
     grade = until.enter_context(setup.grading(run, task))
     session = Session(run, task, mesh, folder, policy, console, grade, watch, about)
+    warnings += [line] if (line := of_one_sample(run)) else []
     for text in warnings:
         session.warn(text)
     return session
