@@ -16,6 +16,7 @@ import numpy as np
 
 from salt_jax.tasks.paths import LFS, LFS_HINT
 
+GZIP = b"\x1f\x8b"
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
 WHOLE = "as a whole"
 ALLOWED = "allowed: a list of objects, or an object a line"
@@ -30,12 +31,15 @@ def opened(path: str) -> IO[bytes]:
 
 def no_data(path: str) -> str | None:
     """What a file is instead of data, by how it begins, and what helps; None for a file that is worth reading."""
-    with opened(path) as file:
+    with open(path, "rb") as file:
         head = file.read(1024)
+    if path.lower().endswith(".gz") and head.startswith(GZIP):
+        with gzip.open(path) as file:
+            head = file.read(1024)
     parquet = path.lower().endswith(".parquet")
     for start, what in (
         (LFS, LFS_HINT),
-        (b"\x1f\x8b", "is compressed with gzip; name it .jsonl.gz, or unpack it"),
+        (GZIP, "is compressed with gzip; name it .jsonl.gz, or unpack it"),
         (b"PK\x03\x04", "is a zip archive; unpack it"),
         (b"\x28\xb5\x2f\xfd", "is compressed with zstd; unpack it"),
         (b"\xfd7zXZ", "is compressed with xz; unpack it"),
@@ -95,11 +99,13 @@ def _json(path: str) -> Located:
     lines = [(number, line) for number, line in enumerate(text.split(b"\n"), 1) if line.strip()]
     if not lines:
         return
-    if path.lower().endswith(".json") or lines[0][1].lstrip().startswith(b"["):
+    first, alone = lines[0][1], path.lower().endswith(".json")
+    whole, by_line = first.lstrip().startswith(b"["), _parses(first)
+    if whole or alone or not by_line:
         try:
             rows = _parse(text)
         except ValueError as error:
-            if not _is_lines(path, lines[0][1]):
+            if (whole or alone) and not by_line:
                 yield WHOLE, error
                 return
         else:
@@ -115,18 +121,19 @@ def _json(path: str) -> Located:
             yield f"line {number}", error
 
 
-def _is_lines(path: str, first: bytes) -> bool:
-    """Whether a text that is no JSON is read line by line: always of .jsonl, else if the first line is an object."""
+def _parses(text: bytes) -> bool:
     try:
-        return not path.lower().endswith(".json") or isinstance(_parse(first), dict)
+        _parse(text)
     except ValueError:
         return False
+    return True
 
 
 def _no_list(value: Any) -> str:
     if not isinstance(value, dict):
         return f"not a list of objects but {type(value).__name__}; {ALLOWED}"
-    inner = next((key for key, rows in value.items() if isinstance(rows, list) and rows), None)
+    lists = {key: rows for key, rows in value.items() if isinstance(rows, list)}
+    inner = next((key for key, rows in lists.items() if rows and isinstance(rows[0], dict)), None)
     there = "" if inner is None else f"; save the list under {inner!r} as a file of its own"
     return f"not a list of objects but one object with the keys {', '.join(value) or 'none'}; {ALLOWED}{there}"
 
@@ -146,7 +153,7 @@ def _csv(path: str) -> Located:
     try:
         names = [name.strip() for name in next(filter(None, rows), [])]
         try:
-            _once(names)
+            _once([name for name in names if name])  # a spreadsheet writes empty columns beside the full ones
         except _TwiceError as error:
             yield WHOLE, error
             return

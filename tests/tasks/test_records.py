@@ -56,7 +56,7 @@ BROKEN = {
     "a list a file": ("x.json", b'{"a": 1}', "x.json as a whole: not a list of objects but one object with the keys a"),
     "a text in a list": ("x.json", b'[{"a": 1}, "b"]', "x.json row 2: not an object of columns but str"),
     "broken list": ("x.json", b'[{"a": 1}', "x.json as a whole: invalid JSON"),
-    "deep": ("x.jsonl", b"[" * 200_000, "x.jsonl line 1: invalid JSON: nested too deeply"),
+    "deep": ("x.jsonl", b"[" * 200_000, "x.jsonl as a whole: invalid JSON: nested too deeply"),
     "empty": ("x.jsonl", b"", "x.jsonl has no rows: an empty data set"),
     "blank": ("x.jsonl", b"\n \r\n", "x.jsonl has no rows: an empty data set"),
     "empty list": ("x.json", b"[]", "x.json has no rows: an empty data set"),
@@ -92,6 +92,12 @@ BROKEN = {
     "zip": ("x.csv", b"PK\x03\x04....", "x.csv is a zip archive; unpack it"),
     "parquet elsewhere": ("x.jsonl", b"PAR1....", "x.jsonl is a parquet file; name it .parquet"),
     "utf-16 csv": ("x.csv", "a,b\n1,2\n".encode("utf-16-le"), "x.csv holds bytes that are 0: UTF-16"),
+    "cut list": ("x.jsonl", b'[\n{"a": 1},\n{"a": 2}\n', r"x.jsonl as a whole: invalid JSON: .*line 4"),
+    "a pretty object": ("x.jsonl", b'{\n"a": 1\n}\n', "not a list of objects but one object with the keys a; allowed"),
+    "columns": ("x.json", b'{"a": [1, 2], "b": [3, 4]}', "one object with the keys a, b; .* or an object a line$"),
+    "gzip pointer": ("x.jsonl.gz", POINTER, "x.jsonl.gz is a Git LFS pointer"),
+    "a page in gzip": ("x.jsonl.gz", gzip.compress(b"<html>"), "x.jsonl.gz is a web page"),
+    "error in XML": ("x.jsonl", b'<?xml version="1.0"?><Error/>', "x.jsonl is a web page"),
     "suffix": ("x.txt", b"", r"x.txt has an unknown suffix; allowed: .jsonl, .jsonl.gz, .json, .csv, .parquet"),
 }  # fmt: skip
 
@@ -119,6 +125,7 @@ TABLES = {
     "bars": b"a|b\n1,5|2\n",
     "quoted names": b'"a";"b"\n"1,5";"2"\n',
     "spaces around names": b'a, b\n"1,5",2\n',
+    "empty columns": b'a,b,,\n"1,5",2,,\n',
     "blank lines": b'a,b\n\n"1,5",2\n\n',
 }
 
@@ -133,7 +140,8 @@ def test_lists_and_lines_are_read_under_either_name(tmp_path, case):
 @pytest.mark.parametrize("case", TABLES)
 def test_tables_with_other_marks(tmp_path, case):
     (tmp_path / "x.csv").write_bytes(TABLES[case])
-    assert columns(tmp_path / "x.csv") == [{"a": "1,5", "b": "2"}]
+    (row,) = columns(tmp_path / "x.csv")
+    assert {name: value for name, value in row.items() if name} == {"a": "1,5", "b": "2"}
 
 
 def test_a_single_column_a_missing_value_and_a_long_one(tmp_path):
