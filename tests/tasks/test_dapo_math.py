@@ -1,5 +1,6 @@
 """DAPO-Math-17k: the original and the processed form, the instruction around problems, repeats."""
 
+import json
 import logging
 
 import pytest
@@ -51,6 +52,15 @@ def test_the_processed_form(write, tokenizer):
     assert pairs(make_dapo_math("", train=write("x.jsonl", rows), suffix="", tokenizer=tokenizer)) == [
         ("A?", "34"), ("B", "5"),
     ]  # fmt: skip
+
+
+def test_a_table_has_its_messages_as_a_text(write, tokenizer):
+    message = original(WRAPPER.format("A?"), "34")["prompt"]
+    rows = [{"prompt": json.dumps(message), "solution": "34"}, {"prompt": str(message), "solution": "34"}]
+    for wrapper, problem in (("strip", "A?"), ("keep", message[0]["content"])):
+        path = write("x.csv", rows)
+        task = make_dapo_math("", train=path, wrapper=wrapper, suffix="", tokenizer=tokenizer)
+        assert pairs(task) == [(problem, "34")]
 
 
 def test_keep(write, tokenizer):
