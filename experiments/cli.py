@@ -11,13 +11,15 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
+from experiments import overrides
 from salt_jax.graders import GraderError
+from salt_jax.tasks.paths import expanded
 from salt_jax.training import hosts
 from salt_jax.training.checkpoint import CheckpointError
 from salt_jax.training.collect import CollectionError
-from salt_jax.training.config import ConfigError, unknown_key
+from salt_jax.training.config import ConfigError
 from salt_jax.training.guards import DivergenceError, NonFiniteError
 from salt_jax.training.preemption import Interrupted
 from salt_jax.training.workdir import StorageError
@@ -27,10 +29,22 @@ STOPPED = 1  # the run stopped itself; its one line names the step, what happene
 INTERRUPTED = 130  # Ctrl-C before the run had begun; one under way ends with 128 + the signal, saved: 130, or 143
 STOPS = (NonFiniteError, DivergenceError, CheckpointError, StorageError, CollectionError, GraderError)
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, with its argument after a colon: configs/arithmetic.py:small", lock_config=True
+
+class _Path(flags.ArgumentParser[str]):
+    def parse(self, argument: str) -> str:
+        return expanded(argument)
+
+
+def define_path(name: str, said: str) -> flags.FlagHolder[Any]:
+    """A flag that names a file or folder of this machine."""
+    return flags.DEFINE(_Path(), name, None, said)
+
+
+# The text, until ``parse_flags`` has put the configuration that it stands for in its place.
+CONFIG: Any = flags.DEFINE_string(
+    "config", None, "Configuration file, with its argument after a colon: configs/arithmetic.py:small"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; a run with the same configuration is resumed.")
+WORKDIR = define_path("workdir", "Folder of the run; a run with the same configuration is resumed.")
 
 
 def parse_flags(argv: list[str]) -> Any:
@@ -39,69 +53,54 @@ def parse_flags(argv: list[str]) -> Any:
     Raises:
       ConfigError: one line for whatever is wrong with it.
     """
-    _check_file(argv)
     try:
-        rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        raise ConfigError(_bad_override(argv) or _one_line(error)) from None
-    except (flags.Error, TypeError, ValueError, ImportError, OSError, RecursionError) as error:  # of a name of a page
+        plain, changes = overrides.split(flags.FLAGS.read_flags_from_files(argv, force_gnu=False))
+        rest = flags.FLAGS(plain)
+    except ConfigError:
+        raise
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise ConfigError(_one_line(error)) from None
     if rest[1:]:
         raise ConfigError(f"{rest[1]!r} is not a flag; write --name=value")
     for flag in (CONFIG, WORKDIR):
         if not flag.value:
             raise ConfigError(f"--{flag.name} is missing")
+    config = read_config(CONFIG.value)
+    overrides.apply(config, changes)
+    overrides.expand_paths(config)
+    flags.FLAGS.config = config
+    return config
+
+
+def read_config(named: str) -> ConfigDict:
+    """The configuration of a file, 'configs/arithmetic.py', or of its form, 'configs/arithmetic.py:small'.
+
+    Raises:
+      ConfigError: no such file, or whatever is wrong in it.
+    """
+    file, colon, form = named.partition(":")
     try:
-        CONFIG.value.keys()
-    except (OSError, AttributeError) as error:  # a file that could not be read is an error only when it is asked for
-        raise ConfigError(f"--config: {_one_line(error)}") from None
-    return CONFIG.value
-
-
-def _config_file(argv: list[str]) -> tuple[str, list[str]]:
-    """Path and arguments of the last ``--config=path:argument``, which counts; '' where the flag is absent."""
-    found: tuple[str, list[str]] = "", []
-    for name, value in zip(argv, [*argv[1:], ""], strict=True):
-        flag, equals, rest = name.partition("=")
-        if flag in ("--config", "-config"):
-            path, colon, argument = (rest if equals else value).partition(":")
-            found = path, [argument] if colon else []
-    return found
-
-
-def _check_file(argv: list[str]) -> None:
-    path, arguments = _config_file(argv)
-    if path and not os.path.isfile(path):
-        raise ConfigError(f"--config={path} is not a file")
-    if path:
-        try:  # what is wrong in the user's own file, which can be anything
-            runpy.run_path(path)["get_config"](*arguments)
-        except Exception as error:
-            what = "has no get_config" if isinstance(error, KeyError) else f"{type(error).__name__}: {_one_line(error)}"
-            raise ConfigError(f"--config={path}: {what}") from None
+        file = expanded(file)
+    except ValueError as error:
+        raise ConfigError(f"--config: {error}") from None
+    if not os.path.isfile(file):
+        raise ConfigError(f"--config={file} is not a file")
+    try:  # the user's own file, in which anything can be wrong
+        get_config = runpy.run_path(file).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"--config={file}: has no get_config")
+        config = get_config(*[form] if colon else [])
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={file}: {type(error).__name__}: {_one_line(error)}") from None
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(f"--config={file}: get_config must return a ConfigDict, got {type(config).__name__}")
+    return config
 
 
 def _one_line(error: BaseException) -> str:
-    """The message without the traceback that some libraries put into it."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    _, _, inner = text.rpartition("Error: ")
-    return inner if "Traceback (most recent call last)" in text else text
-
-
-def _bad_override(argv: list[str]) -> str:
-    """The unknown ``--config.…`` key with what is allowed in its place, or ''."""
-    path, arguments = _config_file(argv)
-    if not path:
-        return ""
-    config = runpy.run_path(path)["get_config"](*arguments)
-    for argument in argv[1:]:
-        name = argument.lstrip("-").split("=")[0]
-        node = config
-        for key in name.split(".")[1:] if name.startswith("config.") else []:
-            if not hasattr(node, "keys") or key not in node:
-                return unknown_key(name, sorted(node.keys()) if hasattr(node, "keys") else [])
-            node = node[key]
-    return ""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def run(main: Callable[[], None], argv: list[str] | None = None, *, resumes: bool = True) -> int:

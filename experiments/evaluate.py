@@ -22,9 +22,9 @@ from experiments import cli, scores
 from salt_jax.policy import run_steps
 from salt_jax.training.settings import ConfigError
 
-RUN = flags.DEFINE_string("run", None, "Folder of the run whose checkpoint is evaluated.")
+RUN = cli.define_path("run", "Folder of the run whose checkpoint is evaluated.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Which checkpoint of --run: newest (the default), best or a step.")
-BASELINE = flags.DEFINE_string("baseline", None, "Folder of an evaluation of the same problems to compare with.")
+BASELINE = cli.define_path("baseline", "Folder of an evaluation of the same problems to compare with.")
 
 
 def which(run: Path | None, checkpoint: str | None) -> str | int:

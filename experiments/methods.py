@@ -26,6 +26,7 @@ from salt_jax.objective import (
 )
 from salt_jax.objective.composition import readers
 from salt_jax.objective.importance import MODES
+from salt_jax.tasks.paths import expanded
 from salt_jax.training.collect import COLLECTORS
 from salt_jax.training.settings import CollectionConfig
 
@@ -293,7 +294,7 @@ def main(_: list[str]) -> None:
     if WRITE.value is None:
         print(page(), end="")
     else:
-        Path(WRITE.value).write_text(page())
+        Path(expanded(WRITE.value)).write_text(page())
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from experiments.arguments import local_path
 from experiments.runs import Run, how_judged, load, print_table, series, smooth, smoothing_width, summarize
 from salt_jax.training.settings import ConfigError
 
@@ -347,8 +348,8 @@ def default_out(folders: Sequence[Path | str]) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.plot", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a run's workdir")
-    parser.add_argument("--out", type=Path, help="where the plots go; the run's own folder, or the common parent")
+    parser.add_argument("folders", nargs="+", type=local_path, metavar="DIR", help="a run's workdir")
+    parser.add_argument("--out", type=local_path, help="where the plots go; the run's own folder, or the common parent")
     arguments = parser.parse_args(argv)
     try:
         out = arguments.out or default_out(arguments.folders)

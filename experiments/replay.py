@@ -26,6 +26,7 @@ from absl import logging
 from jax.sharding import Mesh
 from rich.console import Console
 
+from experiments.arguments import local_path
 from salt_jax.rollout import RolloutBatch
 from salt_jax.tasks import Tokenizer
 from salt_jax.training import provenance, setup
@@ -245,7 +246,7 @@ def _describe_rows(dump: Dump, found: Replay, say: Any, rows: int) -> None:
 def main(arguments: Sequence[str] | None = None, console: Console | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m experiments.replay", description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("dump", help="folder named in the run's last line")
+    parser.add_argument("dump", type=local_path, help="folder named in the run's last line")
     parser.add_argument("--rows", type=int, default=16, help="rollouts shown at most")
     options = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file

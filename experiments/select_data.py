@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from experiments.arguments import local_path
 from experiments.cli import BAD_INPUT, INTERRUPTED
 from experiments.select_proxy import FEATURES, Proxy
 from experiments.select_rows import encode, read_items
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--data", required=True, help="the instruction set")
     add("--model", required=True, help="the proxy whose gradients are compared")
-    add("--out", required=True, type=Path, help="a new .jsonl file")
+    add("--out", required=True, type=local_path, help="a new .jsonl file")
     add("--step", type=int, help="of a workdir; its last by default")
     add("--method", choices=METHODS, default="spice")
     add("--features", choices=FEATURES[:-1], help="what gradients are of (lm_head)")

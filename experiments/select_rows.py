@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from salt_jax.tasks import Tokenizer
-from salt_jax.tasks.records import Row, read_rows
+from salt_jax.tasks.records import read_rows
 from salt_jax.tasks.tokenizers import Prompt
 
 MESSAGES = "messages"  # read where a row has no prompt: the last must be the assistant's
@@ -50,23 +50,13 @@ def read_items(flag: str, path: str, prompt: str, response: str) -> list[Item]:
     for row in read_rows(path, setting=flag):
         subtask = row.optional_text("subtask")
         if row.column(prompt) is None and row.column(MESSAGES) is not None:
-            *before, last = _messages(row, MESSAGES)
-            if last["role"] != "assistant" or not before:
+            messages = row.prompt(MESSAGES)
+            if isinstance(messages, str) or len(messages) < 2 or messages[-1]["role"] != "assistant":
                 raise row.error(f"{MESSAGES!r} must end with the assistant's answer to what precedes it")
-            items.append(Item(tuple(before), last["content"], row.where, subtask))
+            items.append(Item(messages[:-1], messages[-1]["content"], row.where, subtask))
             continue
-        value = row.value(prompt)
-        text: Prompt = tuple(_messages(row, prompt)) if isinstance(value, list) else row.text(prompt)
-        items.append(Item(text, row.text(response, numbers=True), row.where, subtask))
+        items.append(Item(row.prompt(prompt), row.text(response, numbers=True), row.where, subtask))
     return items
-
-
-def _messages(row: Row, name: str) -> list[dict[str, str]]:
-    value = row.value(name)
-    if not isinstance(value, list) or not value or not all(isinstance(message, dict) for message in value):
-        raise row.error(f"{name!r} must be a list of messages, {{role, content}}, at least one")
-    inner = [Row(f"{row.where} '{name}[{i}]'", message) for i, message in enumerate(value)]
-    return [{"role": message.text("role"), "content": message.text("content")} for message in inner]
 
 
 def encode(

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.accelerator.rows import Row, Setting, one_line
+from experiments.arguments import local_path
 
 MEMORY_SHARE = "0.92"  # of the device that JAX takes at once: more leaves cuDNN and cuBLAS no room
 GRACE = 5.0  # seconds that a process has to end, once its stage has
@@ -222,11 +223,11 @@ def write(folder: Path, records: Mapping[str, Record], command: Sequence[str]) -
 def main(arguments: Sequence[str] | None = None, stages: Mapping[str, Stage] = STAGES) -> int:
     """Command line; ``stages`` replaces what there is to measure (tests)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for accelerator.json and .md")
+    parser.add_argument("--out", type=local_path, required=True, metavar="DIR", help="for accelerator.json and .md")
     parser.add_argument("--budget", type=float, default=360.0, help="seconds for all stages together")
     parser.add_argument("--stages", nargs="+", choices=tuple(stages), default=list(stages), help="which, in any order")
     parser.add_argument("--tiny", action="store_true", help="small shapes, for a rehearsal on a CPU")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="JSON of an earlier run; what it lacks is measured")
+    parser.add_argument("--resume", type=local_path, metavar="FILE", help="an earlier run; what it lacks is measured")
     options = parser.parse_args(arguments)
     if not options.budget > 0:
         parser.error(f"--budget must be > 0 seconds, got {options.budget}")

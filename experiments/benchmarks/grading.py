@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.arguments import local_path
 from experiments.benchmarks import pairs, report
 from salt_jax.graders import Grader, GraderError, GraderPool
 
@@ -108,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--items", type=int, default=4000, help="mathematical answers a timed run")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each row")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     parser.add_argument("--pairs", action="store_true", help="grade the battery of tests/graders/pairs instead")
     parser.add_argument("--show", choices=("seen", "aside"), help="with --pairs: what is graded otherwise")
     options = parser.parse_args(arguments)

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.arguments import local_path
 from experiments.benchmarks import release, report
 from salt_jax import geometry, vocab
 
@@ -296,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--budget", type=float, default=180.0, help="seconds of rounds after which no new run starts")
     parser.add_argument("--torch", default=sys.executable, metavar="PYTHON", help="a Python that has torch")
     parser.add_argument("--no-release", action="store_true", help="leave the PyTorch rows out")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     options = parser.parse_args(arguments)
     if options.repeats < 1 or any(size < 1 for shape in options.shape for size in shape):
         parser.error("--repeats and the sizes of --shape must be at least 1")

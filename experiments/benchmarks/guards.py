@@ -21,6 +21,7 @@ import jax
 from ml_collections import config_dict
 
 from configs import arithmetic
+from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
 from experiments.benchmarks.salt_overhead import ratio
 from salt_jax.rollout import RolloutBatch
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--steps", type=int, default=200, help="timed steps of each arm")
     parser.add_argument("--warm-up", type=int, default=6, help="steps before that are not counted")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     options = parser.parse_args(arguments)
     if min(options.steps, options.warm_up) < 1:
         parser.error("--steps and --warm-up must be at least 1")

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from configs import arithmetic
+from experiments.arguments import local_path
 from experiments.benchmarks.arms import TaskRun
 from salt_jax.objective.objective import advantages
 from salt_jax.policy.logprobs import completion_scores
@@ -52,7 +52,7 @@ def harvest(config: config_dict.ConfigDict, steps: Sequence[int]) -> Iterator[tu
 def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict | None = None) -> None:
     """Command line; ``config`` replaces the arithmetic configuration (tests)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--out", type=Path, required=True, help="folder for step_N.npz")
+    parser.add_argument("--out", type=local_path, required=True, help="folder for step_N.npz")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 100, 400], help="training steps before a batch")
     options = parser.parse_args(arguments)
     if min(options.steps) < 0:

@@ -71,7 +71,7 @@ def graded(pairs: list[Pair], workers: int) -> list[str]:
     return said
 
 
-def main(workers: int, show: str | None, file: str | None) -> dict[str, Any]:
+def main(workers: int, show: str | None, file: Path | None) -> dict[str, Any]:
     """Grades the battery and prints it by class; ``show``: also each pair of that set that is graded otherwise."""
     pairs = read()
     said = graded(pairs, workers)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from configs import arithmetic
+from experiments.arguments import local_path
 from experiments.benchmarks import report
 from experiments.benchmarks.harvest import harvest
 from salt_jax import geometry, salt, vocab
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     """Command line; ``config`` replaces the arithmetic configuration (tests)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--repeats", type=int, default=60, help="timed runs of each part")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     options = parser.parse_args(arguments)
     if options.repeats < 1:
         parser.error("--repeats must be at least 1")

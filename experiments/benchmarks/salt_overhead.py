@@ -27,6 +27,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from configs import arithmetic, base
+from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
 from salt_jax.rollout import RolloutBatch
 from salt_jax.training import config as training_config
@@ -265,7 +266,7 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     parser.add_argument("--steps", type=int, default=100, help="timed steps of each arm")
     parser.add_argument("--warm-up", type=int, default=6, help="steps before that are not counted")
     parser.add_argument("--arms", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     shape = parser.add_argument_group("update alone, of a policy's shape")
     shape.add_argument("--policy", choices=sorted(POLICIES))
     shape.add_argument("--rollouts", type=int, default=64)

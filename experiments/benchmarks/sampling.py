@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.arguments import local_path
 from experiments.benchmarks import report
 from experiments.benchmarks.salt_overhead import POLICIES as OTHERS
 from salt_jax.policy.layers import TransformerConfig
@@ -147,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     defaults |= {"repeats": 3, "read-mib": 1024, "product-size": 2048}
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=local_path)
     options = parser.parse_args(argv)
     for name in defaults:
         least = 2 if name == "new-tokens" else 1

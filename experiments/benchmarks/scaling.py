@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
+from experiments.arguments import local_path
 from experiments.benchmarks import figures, report
 from salt_jax import geometry
 from salt_jax.layout import Layout
@@ -240,8 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--ranks", type=int, nargs=2, default=[128, 32], metavar=("R_V", "R_H"))
     parser.add_argument("--devices", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", help="file to write the result to")
-    parser.add_argument("--plot", help="png to draw")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
+    parser.add_argument("--plot", type=local_path, help="png to draw")
     parser.add_argument("--split", choices=SPLITS, help=argparse.SUPPRESS)  # in the processes of --devices
     options = parser.parse_args(arguments)
     given = vars(options)

@@ -26,6 +26,7 @@ import numpy as np
 from ml_collections import config_dict
 
 from configs import arithmetic
+from experiments.arguments import local_path
 from experiments.benchmarks import figures, report
 from experiments.benchmarks.harvest import NAMES, Observed, harvest
 from salt_jax import geometry, salt
@@ -223,15 +224,15 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     """Command line; ``config`` replaces the arithmetic configuration (tests)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--steps", type=int, nargs="*", default=[0, 100, 400], help="steps of GRPO before a batch")
-    parser.add_argument("--data", type=Path, nargs="*", help="files of `harvest`, in place of training now")
+    parser.add_argument("--data", type=local_path, nargs="*", help="files of `harvest`, in place of training now")
     parser.add_argument(
         "--synthetic", type=int, nargs=4, action="append", metavar=("M", "T", "V", "H"), help="may be repeated"
     )
     parser.add_argument("--ranks-vocab", type=int, nargs="+", default=list(RANKS_VOCAB))
     parser.add_argument("--ranks-hidden", type=int, nargs="+", default=list(RANKS_HIDDEN))
     parser.add_argument("--keys", type=int, default=8)
-    parser.add_argument("--json", help="file to write the result to")
-    parser.add_argument("--plot", help="png to draw")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
+    parser.add_argument("--plot", type=local_path, help="png to draw")
     options = parser.parse_args(arguments)
     synthetics = options.synthetic or SYNTHETIC
     if min(*options.ranks_vocab, *options.ranks_hidden, options.keys, *(n for shape in synthetics for n in shape)) < 1:

@@ -29,6 +29,7 @@ from flax import nnx
 from ml_collections import config_dict
 
 from configs import base
+from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import sample
@@ -227,7 +228,7 @@ def main(arguments: Sequence[str] | None = None, config: config_dict.ConfigDict 
     """Command line; ``config`` replaces the peers' shape (tests)."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each arm")
-    parser.add_argument("--json", help="file to write the result to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to")
     parser.add_argument(
         "--peer", nargs=3, action="append", default=[], metavar=("NAME", "PYTHON", "SCRIPT"),
         help="another library, run in turns with ours; may be repeated",

@@ -32,6 +32,7 @@ from jax.sharding import Mesh
 from ml_collections import config_dict
 
 from configs import base
+from experiments.arguments import local_path
 from experiments.benchmarks import report
 from experiments.benchmarks.collectives import Collective, collectives, totals
 from salt_jax.policy.layers import TransformerConfig
@@ -297,8 +298,8 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, help="default: the fewest that keep a device within its tokens")
     parser.add_argument("--attention", default="splash", help="config.policy.attention")
     parser.add_argument("--remat", default="full", help="config.policy.remat")
-    parser.add_argument("--json", help="file to write the result to, after each compilation")
-    parser.add_argument("--hlo", type=Path, help="folder to write the compiled text to")
+    parser.add_argument("--json", type=local_path, help="file to write the result to, after each compilation")
+    parser.add_argument("--hlo", type=local_path, help="folder to write the compiled text to")
     return parser.parse_args(arguments)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from salt_jax.policy.hf_config import ARCHITECTURES
 from salt_jax.policy.hf_tensors import NAMES, Index, TensorFacts
+from salt_jax.tasks.paths import check_pointer
 
 SMOLLM2 = "smollm2"  # what open_checkpoint takes for ``smollm2_path``
 TOKENIZER = "tokenizer.gguf"  # what ``copy_metadata`` writes in a folder of this project's own
@@ -40,6 +41,7 @@ def open_reader(path: Path) -> Any:
       ImportError: without the extra 'smollm2'.
       ValueError: if it is no GGUF file or is cut off.
     """
+    check_pointer(path)
     facts = path.stat()
     return _open_reader(path, facts.st_mtime_ns, facts.st_size)
 

@@ -24,6 +24,7 @@ from absl import logging
 from salt_jax.policy import run_steps
 from salt_jax.policy.hf_export import DTYPES, export, import_checkpoint, write_policy_json
 from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
+from salt_jax.tasks.paths import expanded
 
 __all__ = ["Checkpoint", "describe", "export", "import_checkpoint", "main", "open_checkpoint", "write_policy_json"]
 
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _do(given: argparse.Namespace) -> int:
     try:
+        given.out = expanded(getattr(given, "out", ""))
         if given.command == "inspect":
             print(describe(open_checkpoint(given.path)))
         elif given.command == "import":

@@ -21,6 +21,7 @@ from flax import nnx
 from salt_jax.policy.hf_config import read_json
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.transformer import Decoder
+from salt_jax.tasks.paths import check_pointer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
@@ -281,6 +282,7 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
 
 def _check_file(path: Path) -> None:
     """That a file is as long as its header says; the library's own complaint names no tensor."""
+    check_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -12,6 +12,7 @@ from salt_jax.policy import gguf, policy_folder
 from salt_jax.policy.hf_config import OVERRIDES, read_config, read_json, read_stop_ids
 from salt_jax.policy.hf_tensors import Safetensors, TensorFacts, Tensors, abstract_params, check, load
 from salt_jax.policy.layers import TransformerConfig
+from salt_jax.tasks.paths import expanded
 
 GENERATION = "generation_config.json"
 
@@ -71,7 +72,7 @@ def open_checkpoint(path: str | Path, *, step: int | str | None = None, **overri
       ValueError: in one line, naming the file and the key or tensor, before any data is read.
       ImportError: naming the extra that is needed.
     """
-    where = gguf.smollm2_path() if str(path) == gguf.SMOLLM2 else Path(path)
+    where = gguf.smollm2_path() if str(path) == gguf.SMOLLM2 else Path(expanded(path))
     if not where.exists():
         raise ValueError(f"{where} does not exist; name a checkpoint's folder, a GGUF file or {gguf.SMOLLM2!r}")
     if (where / policy_folder.POLICY).is_file():

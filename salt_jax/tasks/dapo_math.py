@@ -97,13 +97,12 @@ def _unique(split: str, files: Files, strip: bool, suffix: str) -> list[Example]
 
 
 def _problem(row: Row, strip: bool) -> str:
-    prompt = row.value("prompt", "problem")
-    if not isinstance(prompt, list):
-        text = row.text("prompt", "problem")
-        return _unwrapped(row, text, False) if strip else text
-    if len(prompt) != 1 or not isinstance(prompt[0], dict):
+    prompt = row.prompt("prompt", "problem")
+    if isinstance(prompt, str):
+        return _unwrapped(row, prompt, False) if strip else prompt
+    if len(prompt) != 1:
         raise row.error("'prompt' must be text or a list with one message, {role, content}")
-    text = Row(f"{row.where} 'prompt'", prompt[0]).text("content")
+    text = prompt[0]["content"]
     return _unwrapped(row, text, True) if strip else text
 
 

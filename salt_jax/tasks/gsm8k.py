@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from salt_jax.tasks.paths import expanded
 from salt_jax.tasks.records import Row, one_line, read_rows
 from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
 from salt_jax.tasks.task import Example, Source, Task
@@ -92,7 +93,10 @@ def make_gsm8k(
     tokenizer = need_tokenizer("gsm8k", tokenizer)
     check_text(path=path, suffix=suffix)
     grader = math_grader(boxed_only, last_number)
-    folder = os.path.expanduser(path or os.fspath(data_dir))
+    try:
+        folder = expanded(path or data_dir)
+    except ValueError as error:
+        raise ValueError(f"path: {error}") from None
     prepared = _prepared(folder)
     splits = _open_prepared(prepared, suffix) if prepared else _open_files(folder, suffix)
     for source in splits.values():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from salt_jax.tasks.paths import check_pointer
 from salt_jax.tasks.tokenizers import UNREADABLE, Prompt
 
 # A model's embedding may have rows that no token uses, added so that devices divide it: 0.2 % in Qwen2.5, 2.3 % in
@@ -156,6 +157,9 @@ def _from_folder(folder: Path) -> Any:
         raise ValueError(f"{folder} is no folder with a tokenizer")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
+    for name in ("tokenizer.json", "tokenizer.model"):
+        if (folder / name).is_file():
+            check_pointer(folder / name)
     try:
         from transformers import AutoTokenizer
     except ImportError:

@@ -67,7 +67,7 @@ def make_jsonl(
     =========================  ==========================================================================
     column                     meaning
     =========================  ==========================================================================
-    prompt                     a text, or messages: a list of {role, content}
+    prompt                     a text, or messages: a list of {role, content}, or its JSON as a text
     reference, or answer       the answer; for multiple_choice a letter; for code an object, {setup, tests,
                                entry_point, prefix}, of which tests, a list of programs, is required
     solution (optional)        a text that earns the full reward, for a warm start
@@ -131,20 +131,10 @@ def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[R
 
 
 def _prompt(row: Row, suffix: str) -> Prompt:
-    value = row.value("prompt")
-    if isinstance(value, str | bytes):
-        text = row.text("prompt")
-        return with_suffix(text, suffix) if suffix else text
-    if not isinstance(value, list) or not value:
-        raise row.error(f"'prompt' must be text or a list of messages, got {value!r:.60}")
-    messages = []
-    for i, message in enumerate(value):
-        if not isinstance(message, dict):
-            raise row.error(
-                f"'prompt[{i}]' must be a message, {{role, content}}, got {type(message).__name__}"
-            )
-        inner = Row(f"{row.where} 'prompt[{i}]'", message)
-        messages.append({"role": inner.text("role"), "content": inner.text("content")})
-    if suffix:
-        messages[-1]["content"] = with_suffix(messages[-1]["content"], suffix)
-    return tuple(messages)
+    prompt = row.prompt("prompt")
+    if not suffix:
+        return prompt
+    if isinstance(prompt, str):
+        return with_suffix(prompt, suffix)
+    *before, last = prompt
+    return (*before, last | {"content": with_suffix(last["content"], suffix)})

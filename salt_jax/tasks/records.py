@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import csv
+import ast
 import dataclasses
-import gzip
-import io
 import json
 import os
+import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from numbers import Real
 from typing import Any
+
+from salt_jax.tasks.formats import READERS, no_data
+from salt_jax.tasks.paths import expanded
 
 LONGEST = 400  # characters of an error about a row, beside where it stands: rows can hold whole books
 DEEPEST = 100  # lists and objects in each other in a row
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".csv", ".parquet")
+# How messages begin, and one of their names, where somebody wrote the list down as a text.
+_WRITTEN = re.compile(r"""\s*(array\()?\[?\s*\{(?=.*['"](role|from)['"]\s*:).*[]})]\s*""", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,19 +69,19 @@ class Row:
 
         Args:
           *names: the column, and other names it goes by.
-          numbers: also take an integer, or a finite float; 42.0 is '42'.
+          numbers: also take a finite number, in digits alone, as e may be read as Euler's number: 42.0 is '42',
+            5e-05 '0.00005', -0.0 '0', and 1e23 a one and 23 zeros.
 
         Raises:
           ValueError: missing, blank, or of another type.
         """
         name, value = self.column(*names), self.value(*names)
-        if (
-            numbers
-            and isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and abs(value) < float("inf")
-        ):
-            return str(int(value)) if value == int(value) else repr(value)
+        if numbers and isinstance(value, Real | Decimal) and not isinstance(value, bool):
+            digits = Decimal(str(value))  # the shortest that are read back as this number
+            if not digits.is_finite():
+                raise self.error(f"{name!r} must be text or a finite number, got {value}")
+            whole = digits == digits.to_integral_value()
+            return "0" if not digits else format(digits.to_integral_value() if whole else digits, "f")
         text = self._readable(name, value, "text or a number" if numbers else "text")
         if not text.strip():
             raise self.error(f"{name!r} is empty")
@@ -86,6 +91,45 @@ class Row:
         """``text``, or '' where the row has none or a blank one."""
         name = self.column(*names)
         return "" if name is None else self._readable(name, self.columns[name], "text")
+
+    def prompt(self, *names: str) -> str | tuple[dict[str, str], ...]:
+        """A text, or messages: a list of {role, content}, also where the list was written down as a text.
+
+        Args:
+          *names: the column, and other names it goes by.
+
+        Raises:
+          ValueError: neither of them, no message, a message without role and content, a text that begins as messages
+            do and is neither JSON nor what Python prints.
+
+        Example:
+          >>> Row("x.csv row 1", {"prompt": '[{"role": "user", "content": "1+1?"}]'}).prompt("prompt")
+          ({'role': 'user', 'content': '1+1?'},)
+        """
+        name, value = self.column(*names), self.value(*names)
+        if isinstance(value, str | bytes):
+            text = self.text(*names)
+            if not _WRITTEN.fullmatch(text):
+                return text
+            value = self._written(name, text)
+        if not isinstance(value, list) or not value:
+            raise self.error(f"{name!r} must be text or a list of messages, got {value!r:.60}")
+        messages = []
+        for i, message in enumerate(value):
+            place = f"{name}[{i}]"
+            if not isinstance(message, dict):
+                raise self.error(f"{place!r} must be a message, {{role, content}}, got {type(message).__name__}")
+            inner = Row(f"{self.where} {place!r}", message)
+            messages.append({"role": inner.text("role"), "content": inner.text("content")})
+        return tuple(messages)
+
+    def _written(self, name: str | None, text: str) -> Any:
+        for read in (json.loads, ast.literal_eval):
+            try:
+                return read(text)
+            except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+                continue
+        raise self.error(f"{name!r} holds messages as a text that is neither JSON nor a Python list: {text[:60]!r}")
 
     def texts(self, *names: str) -> list[str]:
         """A list of texts, perhaps empty."""
@@ -112,6 +156,10 @@ def read_rows(path: str | os.PathLike[str], *, setting: str = "", hint: str = ""
     in the file          what happens
     ===================  =====================================================================
     UTF-8 byte order     skipped
+    a list, or lines     both are read in .jsonl and in .json; one object alone is a row in .jsonl only
+    a column twice       an error, as one would be lost
+    , ; tab or |         part the values of a .csv; the last three where the first makes a single column
+    web pages, archives  an error that says what the file is: also Git LFS pointers, UTF-16
     blank lines          skipped, and counted: line numbers are an editor's
     CRLF line ends       as LF
     other encodings      an error that names the line
@@ -131,21 +179,29 @@ def read_rows(path: str | os.PathLike[str], *, setting: str = "", hint: str = ""
     Raises:
       ValueError: an absent or unreadable file, an unknown suffix, a row that is no object, an empty data set.
     """
-    path = os.path.expanduser(os.fspath(path))
-    name = one_line(f"{setting}: {path}" if setting else path)
-    read = next((reader for suffix, reader in _READERS.items() if path.endswith(suffix)), None)
-    if read is None:
-        raise ValueError(f"{name} has an unknown suffix; allowed: {', '.join(SUFFIXES)}")
+    before = f"{setting}: " if setting else ""
+    try:
+        path = expanded(path)
+    except ValueError as error:
+        raise ValueError(one_line(f"{before}{error}")) from None
+    name = one_line(f"{before}{path}")
     if not os.path.isfile(path):
-        what = "is a folder, not a file" if os.path.isdir(path) else "does not exist"
+        absent = "is no regular file" if os.path.exists(path) else "does not exist"
+        what = "is a folder, not a file" if os.path.isdir(path) else absent
         raise ValueError(f"{name} {what}{f'; {hint}' if hint else ''}")
+    read = next((reader for suffix, reader in READERS.items() if path.lower().endswith(suffix)), None)
+    if read is None:
+        raise ValueError(f"{name} has an unknown suffix; allowed: {', '.join(READERS)}")
     count = 0
     try:
+        if (instead := no_data(path)) is not None:
+            raise ValueError(f"{name} {instead}")
         for count, (where, columns) in enumerate(read(path), 1):  # noqa: B007
             if isinstance(columns, Exception):
                 raise ValueError(f"{name} {where}: {_reason(columns)}")
             if not isinstance(columns, dict):
-                raise ValueError(f"{name} {where}: not an object of columns but {type(columns).__name__}")
+                found = "null" if columns is None else type(columns).__name__
+                raise ValueError(f"{name} {where}: not an object of columns but {found}")
             if _deeper_than(DEEPEST, columns):
                 allowed = f"{DEEPEST} lists and objects in each other"
                 raise ValueError(f"{name} {where}: nested too deeply; allowed: {allowed}")
@@ -181,91 +237,3 @@ def _deeper_than(depth: int, value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     return one_line(" ".join(str(error).split()) or type(error).__name__, LONGEST)
-
-
-# Each yields (place in the file, columns); an exception in place of the columns says what is wrong there.
-_Located = Iterator[tuple[str, Any]]
-
-
-def _json_lines(path: str) -> _Located:
-    # In binary: only "\n" ends a line, not the further line ends of Unicode that JSON texts may hold.
-    with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                try:
-                    yield f"line {number}", _parse(line)
-                except ValueError as error:
-                    yield f"line {number}", error
-
-
-def _parse(text: bytes) -> Any:
-    try:
-        return json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8: {error.reason} at byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON: {error}") from None
-    except RecursionError:
-        raise ValueError("invalid JSON: nested too deeply") from None
-    except ValueError:
-        raise ValueError("invalid JSON: an integer of thousands of digits") from None
-
-
-def _json_list(path: str) -> _Located:
-    with open(path, "rb") as file:
-        try:
-            rows = _parse(file.read().removeprefix(b"\xef\xbb\xbf"))
-        except ValueError as error:
-            yield "as a whole", error
-            return
-    if not isinstance(rows, list):
-        yield (
-            "as a whole",
-            ValueError(f"not a list of objects but {type(rows).__name__}; is it a .jsonl file?"),
-        )
-        return
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", row
-
-
-def _csv(path: str) -> _Located:
-    with open(path, "rb") as file:
-        try:
-            text = file.read().decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            yield "as a whole", ValueError(f"not UTF-8: {error.reason} at byte {error.start}")
-            return
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    number = 0
-    try:
-        for number, row in enumerate(rows, 1):
-            more = None in row
-            yield f"row {number}", ValueError("more values than columns") if more else dict(row)
-    except csv.Error as error:
-        yield f"row {number + 1}", ValueError(f"invalid CSV: {error}")
-
-
-def _parquet(path: str) -> _Located:
-    # Comes with tensorflow-datasets; a tenth of a second that the other formats need not wait for.
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # the latter of values Python has no form of
-        yield f"row {number + 1}", ValueError(f"invalid parquet: {_reason(error)}")
-
-
-_READERS: dict[str, Callable[[str], _Located]] = {
-    ".jsonl": _json_lines,
-    ".jsonl.gz": _json_lines,
-    ".json": _json_list,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}

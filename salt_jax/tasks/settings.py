@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import glob
 import itertools
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from salt_jax.graders import Grader
 from salt_jax.graders.extract import last_boxed
+from salt_jax.tasks.paths import expanded
 from salt_jax.tasks.records import Row, read_rows
 from salt_jax.tasks.task import Example
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -121,16 +126,48 @@ def boxed_answer(solution: str) -> str | None:
 
 
 def files_of(setting: str, value: Any) -> tuple[str, ...]:
-    """The paths of a setting: a text, several, or '' for none.
+    """The files of a setting: a path, several, or '' for none.
+
+    Several are a list, or one text, as the command line has it: "a.jsonl,b.jsonl", "('a.jsonl', 'b.jsonl')". A
+    pattern, "data/*.jsonl", stands for the files that match it, sorted. A file that there is under a name with a comma
+    or a star in it is that file.
+
+    Raises:
+      ValueError: something else, a pattern that nothing matches, a file that is named twice.
 
     Example:
       >>> files_of("train", "a.jsonl"), files_of("train", ""), files_of("train", ("a.jsonl", "b.jsonl"))
       (('a.jsonl',), (), ('a.jsonl', 'b.jsonl'))
     """
-    paths = ((value,) if value else ()) if isinstance(value, str) else value
+    paths = _listed(value) if isinstance(value, str) else value
     if not isinstance(paths, list | tuple) or not all(isinstance(path, str) and path for path in paths):
         raise ValueError(f"{setting} = {value!r} is not allowed; allowed: the path of a file, or several")
-    return tuple(paths)
+    found: list[str] = []
+    for path in paths:
+        try:
+            path = expanded(path)
+        except ValueError as error:
+            raise ValueError(f"{setting}: {error}") from None
+        pattern = glob.has_magic(path) and not os.path.exists(path)
+        matches = sorted(filter(os.path.isfile, glob.iglob(path, recursive=True))) if pattern else [path]
+        if not matches:
+            raise ValueError(f"{setting}: {path} matches no file")
+        found += matches
+    where = [os.path.realpath(path) for path in found]
+    twice = next((path for i, path in enumerate(found) if where[i] in where[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{setting} names {twice} twice; name each file once")
+    return tuple(found)
+
+
+def _listed(text: str) -> Any:
+    """The list that a text is: of Python, or with commas; the text alone where it names a file as it is."""
+    if not text or os.path.exists(os.path.expanduser(text)):
+        return [text] if text else []
+    if text[0] in "([":
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return ast.literal_eval(text)
+    return [part.strip() for part in text.split(",")]
 
 
 def rows_of(setting: str, value: Any, hint: str) -> Iterator[Row]:

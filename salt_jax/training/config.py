@@ -25,6 +25,7 @@ from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig
 from salt_jax.salt import SaltConfig
 from salt_jax.tasks import TASKS
+from salt_jax.tasks.paths import expanded
 from salt_jax.training.collect.checks import check_collection
 from salt_jax.training.limits import check_limits
 from salt_jax.training.settings import (
@@ -121,9 +122,12 @@ def parse(config: Any) -> RunConfig:
     fields["policy"] = _policy(fields["model"].path, values["policy"], sections["policy"][2])
     fields["task_name"], fields["task_arguments"], fields["correct_from"] = _task(values["task"])
     try:
+        fields["init_from"] = expanded(fields["init_from"])
         Path(fields["init_from"]).exists()
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise ConfigError(f"config.init_from = {fields['init_from']!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"config.init_from: {error}") from None
     run = RunConfig(**fields)
     _check_ranges(run)
     _check_divisions(run)
@@ -179,7 +183,7 @@ def unknown_key(path: str, allowed: list[str]) -> str:
         return f"{path} is now {RENAMED[path]}"
     near = difflib.get_close_matches(path.rpartition(".")[2], allowed, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{path} is not a key; {hint}allowed: {', '.join(allowed)}"
+    return f"{path} is not a key; {hint}allowed: {', '.join(allowed) or 'no key'}"
 
 
 def _typed(path: str, value: Any, kind: Any) -> Any:

@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ STARTING = "SALT_JAX_START_SECONDS", 300
 ENDING = 60
 CLUSTERS = {"slurm": "Slurm", "ompi": "Open MPI", "k8s": "Kubernetes", "tpu": "TPU machines"}
 ALONE = ("", 1, 0)
+OWN = f"{COUNT}=1 makes a process a run of its own"
 
 
 def initialize_from_environment(environment: Mapping[str, str] | None = None) -> str | None:
@@ -35,7 +37,7 @@ def initialize_from_environment(environment: Mapping[str, str] | None = None) ->
     Call it before anything touches a device. In this order: JAX_COORDINATOR_ADDRESS (host:port of process 0),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID, set by hand; a Slurm step or an Open MPI job of several tasks; a Kubernetes
     indexed job, where the package ``kubernetes`` is installed; a Cloud TPU machine, of a slice or alone.
-    JAX_NUM_PROCESSES=1 keeps a process to itself, wherever it runs.
+    JAX_NUM_PROCESSES=1 keeps a process to itself, wherever it runs. Whom it waits for is said on stderr.
 
     Args:
       environment: for tests; os.environ by default.
@@ -44,8 +46,9 @@ def initialize_from_environment(environment: Mapping[str, str] | None = None) ->
       A sentence for people; None for one process.
 
     Raises:
-      ConfigError: variables that are set in part or are no numbers, a coordinator that cannot be reached in
-        SALT_JAX_START_SECONDS. A process that is missing by then ends process 0 with one line, by ``end_process``.
+      ConfigError: variables that are set in part or are no numbers, a coordinator's port that is taken, or that cannot
+        be reached in SALT_JAX_START_SECONDS. A process that is missing by then, or one whose number another has, ends
+        this one with one line, by ``end_process``.
     """
     environment = os.environ if environment is None else environment
     heartbeat, starting = (_number(environment, name, 5, default) for name, default in (HEARTBEAT, STARTING))
@@ -59,33 +62,52 @@ def initialize_from_environment(environment: Mapping[str, str] | None = None) ->
             "coordinator_address": address, "num_processes": processes, "process_id": number,
             "cluster_detection_method": "deactivate",
         }  # fmt: skip
-        if number:
-            _wait_for(address, starting)
     else:
         name = cluster(environment)
         if name is None:
             return None
         how, found = CLUSTERS[name], {"cluster_detection_method": None if name == "tpu" else name}
-    _STATE["who"] = "this process" if given is None else f"process {number} of {processes}"
-    _STATE["why"] = f"not all processes of the run came within {starting} s, or one ended"
+    who, others = waiting(environment)
+    print(f"{who} waits up to {starting} s for the others at {others}; {OWN}", file=sys.stderr, flush=True)
+    if given is not None:
+        _wait_for(address, starting) if number else _check_free(address)
+    _STATE["who"] = who
     _end_with_one_line_on_abort()
     # JAX's own answer to SIGTERM takes it from whoever sends it before ours is there, and tells nobody
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(
-            **found, initialization_timeout=starting, heartbeat_timeout_seconds=heartbeat,
-            shutdown_timeout_seconds=ENDING,
-        )  # fmt: skip
+        with _words_kept(starting):
+            jax.distributed.initialize(
+                **found, initialization_timeout=starting, heartbeat_timeout_seconds=heartbeat,
+                shutdown_timeout_seconds=ENDING,
+            )  # fmt: skip
     except Exception as error:  # whatever a detection or the runtime throws: one line
         line = " ".join(str(error).split())[:200]
-        hint = "" if given is not None else f"; set {COUNT}=1 for a run on this host alone"
-        raise ConfigError(f"this process could not join the others ({how}): {line}{hint}") from None
+        raise ConfigError(f"this process could not join the others ({how}): {line}; {OWN}") from None
     index, count = jax.process_index(), jax.process_count()
     _STATE["who"] = f"process {index} of {count}"
-    _STATE["why"] = "JAX has ended it, as it does when another process of the run is gone (its words are above)"
     if count == 1:
         return None
     return f"process {index} of {count}{'' if given is None else f', coordinator {address}'} ({how})"
+
+
+def waiting(environment: Mapping[str, str]) -> tuple[str, str]:
+    """Who this process is, and where the others are, as far as the environment says.
+
+    Example:
+      >>> waiting({ADDRESS: "10.0.0.1:1234", COUNT: "2", INDEX: "1"})
+      ('process 1 of 2', '10.0.0.1:1234 (JAX_NUM_PROCESSES = 2)')
+    """
+    index, count, place = {
+        None: (INDEX, COUNT, ADDRESS),
+        "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NODELIST"),
+        "ompi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", ""),
+    }.get(None if by_hand(environment) else cluster(environment), ("", "", ""))
+    where = environment.get(place) or CLUSTERS.get(cluster(environment) or "", "")
+    if count not in environment:
+        return "this process", where
+    who = f"process {environment.get(index, '?')} of {environment[count]}"
+    return who, f"{where} ({count} = {environment[count]})"
 
 
 def by_hand(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
@@ -162,7 +184,55 @@ def _wait_for(address: str, seconds: int) -> None:
         except OSError as error:
             last = str(error)
             time.sleep(0.2)
-    raise ConfigError(f"{ADDRESS} = {address!r} was not reached in {seconds} s: {last}")
+    raise ConfigError(f"{ADDRESS} = {address!r} was not reached in {seconds} s: {last}; is process 0 there? {OWN}")
+
+
+def _check_free(address: str) -> None:
+    """ConfigError if something listens at process 0's port already: both would be told of others, each of some."""
+    port = int(address.rpartition(":")[2])
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), timeout=5):
+        raise ConfigError(
+            f"{ADDRESS} = {address!r} is taken on this host: by another process with {INDEX} = 0, or by another run;"
+            " every process needs a number of its own, every run a port of its own"
+        )
+
+
+@contextlib.contextmanager
+def _words_kept(seconds: int) -> Iterator[None]:
+    """What is written to stderr, also by C++, is held back until a start has succeeded: of one that fails JAX's runtime
+    writes a stack trace, which ``_why`` makes a line of."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as words:
+        kept = os.dup(2)
+        os.dup2(words.fileno(), 2)
+        _STATE["start"] = kept, words.fileno(), seconds
+        try:
+            yield
+        except BaseException:
+            os.ftruncate(words.fileno(), 0)  # the error says it
+            raise
+        finally:
+            del _STATE["start"]
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.write(2, _read(words.fileno()))
+
+
+def _read(file: int) -> bytes:
+    return os.pread(file, 1 << 20, 0)
+
+
+def _why(words: str, seconds: int) -> str:
+    """What kept a run from starting, from what JAX's runtime says of it.
+
+    Example:
+      >>> _why("ALREADY_EXISTS: Aborted connect attempt as there is a request from a newer incarnation.", 300)
+      'two processes have the same number, and each needs its own (JAX_PROCESS_ID)'
+    """
+    if "newer incarnation" in words or "from the same task" in words:
+        return f"two processes have the same number, and each needs its own ({INDEX})"
+    return f"not all processes of the run came within {seconds} s, or one ended"
 
 
 def end_process(status: int, line: str) -> NoReturn:
@@ -186,7 +256,12 @@ def _end_with_one_line_on_abort() -> None:
     it is C's ``signal`` that is given a function.
     """
     def on_abort(number: int) -> None:
-        end_process(1, f"{_STATE['who']} is stopped: {_STATE['why']}; start all again to resume")
+        why = "JAX has ended it, as it does when another process of the run is gone (its words are above)"
+        if "start" in _STATE:
+            kept, words, seconds = _STATE["start"]
+            os.dup2(kept, 2)
+            why = f"{_why(_read(words).decode(errors='replace'), seconds)} ({OWN})"
+        end_process(1, f"{_STATE['who']} is stopped: {why}; start all again to resume")
 
     _STATE["handler"] = handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(on_abort)  # kept: C does not
     libc = ctypes.CDLL(None)

@@ -120,6 +120,14 @@ def sentence(run: RunConfig, result: Evaluation) -> str:
     return f"{name} {result.accuracy:.3f}{more} {where}{missing}"
 
 
+def of_one_sample(run: RunConfig) -> str | None:
+    """A line where several samples of a problem are sure to be one; None elsewhere."""
+    if run.evaluation.samples == 1 or run.evaluation.temperature > 0:
+        return None
+    same = f"the {run.evaluation.samples} samples of a problem are one and the same"
+    return f"config.evaluation.temperature = 0 is greedy: {same}; set it above 0, or config.evaluation.samples to 1"
+
+
 def evaluate_run(
     config: Any, run_folder: Path | None, console: Console, step: int | None = None
 ) -> list[ProblemResult]:
@@ -160,5 +168,7 @@ def evaluate_run(
             params = setup.params_at(run_folder, step, shapes, named)
         judge = make_judge(run, task, make_policy(config, mesh), params, mesh, grade)
         source = run.model.path if run_folder is None else f"{run_folder} at step {step}"
+        if (line := of_one_sample(run)) is not None:
+            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
         console.print(f"evaluating {source}: {run.evaluation.samples} samples a problem", highlight=False)
         return judge(params)

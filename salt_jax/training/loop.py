@@ -19,10 +19,11 @@ from rich.console import Console
 
 from salt_jax.policy.hf import open_checkpoint, write_policy_json
 from salt_jax.policy.layers import TransformerConfig
+from salt_jax.tasks.paths import expanded
 from salt_jax.training import hosts, provenance, quiet, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.collect import Engine, make_collection
-from salt_jax.training.judging import make_judge
+from salt_jax.training.judging import make_judge, of_one_sample
 from salt_jax.training.lock import locked
 from salt_jax.training.metrics import MetricWriter, RunConsole
 from salt_jax.training.phase import Phase, Prepared, Work
@@ -60,7 +61,8 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
       CheckpointError, StorageError: a file could not be written, or no sound checkpoint is left.
       Interrupted: a signal came; the last finished step is saved.
     """
-    folder, console = Path(folder).absolute(), console or RunConsole()
+    with setup.naming("folder: "):
+        folder, console = Path(expanded(folder)).absolute(), console or RunConsole()
     run, values = hosts.agree(lambda: setup.check(config, folder))
     about = {"config": values, "made_by": provenance.stamp()}
     if hosts.count() > 1:
@@ -100,6 +102,7 @@ def start(
     policy = make_policy(setup.policy_config(run, task), mesh)
     grade = until.enter_context(setup.grading(run, task))
     session = Session(run, task, mesh, folder, policy, console, grade, watch, about)
+    warnings += [line] if (line := of_one_sample(run)) else []
     for text in warnings:
         session.warn(text)
     return session

@@ -219,7 +219,8 @@ def test_wrong_input_is_one_line_before_anything_runs(flags, words, command, tmp
     [
         ({"messages": [{"role": "user", "content": "one"}]}, "must end with the assistant's answer"),
         ({"messages": [{"role": "assistant", "content": "one"}]}, "must end with the assistant's answer"),
-        ({"messages": ["one"]}, "must be a list of messages"),
+        ({"messages": ["one"]}, "'messages[0]' must be a message"),
+        ({"messages": "one"}, "must end with the assistant's answer"),
         ({"prompt": [{"role": "user"}], "response": "one"}, "'content' is missing"),
         ({"prompt": "one", "response": " "}, "'response' is empty"),
     ],

@@ -15,6 +15,7 @@ from salt_jax.policy.gguf import copy_metadata, open_reader, smollm2_path
 from salt_jax.policy.hf import describe, export, import_checkpoint, open_checkpoint
 from salt_jax.policy.hf_tensors import places
 from salt_jax.policy.sampler import SamplingConfig, sample
+from salt_jax.tasks.paths import LFS
 from salt_jax.training.sharding import make_mesh, tree_shardings
 from salt_jax.training.state import make_policy
 from tests import hf_checkpoints as setup
@@ -174,6 +175,9 @@ def test_a_file_that_is_cut_off_or_is_none(tmp_path):
         with pytest.raises(ValueError, match="is not a GGUF file, or is cut off") as error:
             open_checkpoint(path)
         assert "\n" not in str(error.value)
+    path.write_bytes(LFS)
+    with pytest.raises(ValueError, match="model.gguf is a Git LFS pointer"):
+        open_checkpoint(path)
 
 
 def test_an_extra_tensor_is_named(tmp_path):

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.hf_config import write_config
 from salt_jax.policy.hf_tensors import Safetensors
+from salt_jax.tasks.paths import LFS
 from tests import hf_checkpoints as setup
 from tests.hf_checkpoints import TINY
 
@@ -152,6 +153,8 @@ def test_a_file_that_is_cut_off(tmp_path):
     assert "is not a safetensors file" in complaint(tmp_path)
     path.write_bytes(whole + b"more")
     assert "is not a safetensors file" in complaint(tmp_path)
+    path.write_bytes(LFS + b"/v1\noid sha256:4d7a\nsize 12345\n")
+    assert complaint(tmp_path) == f"{path} is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
 
 
 @given(at=st.floats(0, 1), value=st.integers(0, 255), cut=st.booleans())

@@ -157,7 +157,7 @@ def test_inspect_is_for_people(model, capsys):
     assert f"{4 * parameters:,} bytes" in text
 
 
-def test_an_error_is_one_line_and_status_2(model, tmp_path, capsys):
+def test_an_error_is_one_line_and_status_2(model, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("mine")
     for arguments in (
@@ -173,6 +173,12 @@ def test_an_error_is_one_line_and_status_2(model, tmp_path, capsys):
         assert out == ""
         assert error.startswith("error: ")
         assert error.count("\n") == 1
+    for place, words in (("$HOME/out", "begins with a variable"), ("~nobody-of-this-name/out", "not known here")):
+        assert main(["export", str(model), place]) == 2
+        assert words in capsys.readouterr().err
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main(["inspect", "~/absent"]) == 2
+    assert f"{tmp_path}/absent does not exist" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
     with pytest.raises(SystemExit) as error:

@@ -1,5 +1,6 @@
 """DAPO-Math-17k: the original and the processed form, the instruction around problems, repeats."""
 
+import json
 import logging
 
 import pytest
@@ -53,6 +54,15 @@ def test_the_processed_form(write, tokenizer):
     ]  # fmt: skip
 
 
+def test_a_table_has_its_messages_as_a_text(write, tokenizer):
+    message = original(WRAPPER.format("A?"), "34")["prompt"]
+    rows = [{"prompt": json.dumps(message), "solution": "34"}, {"prompt": str(message), "solution": "34"}]
+    for wrapper, problem in (("strip", "A?"), ("keep", message[0]["content"])):
+        path = write("x.csv", rows)
+        task = make_dapo_math("", train=path, wrapper=wrapper, suffix="", tokenizer=tokenizer)
+        assert pairs(task) == [(problem, "34")]
+
+
 def test_keep(write, tokenizer):
     wrapped = WRAPPER.format("A?")
     path = write("x.jsonl", [original(wrapped, "1"), original("plain", "2")])
@@ -72,10 +82,14 @@ HALF = "is not a problem with DAPO's instruction before and after it: .*; wrappe
         (original(WRAPPER.format("A").rpartition("Remember")[0], "2"), f"'prompt' {HALF}"),
         (original(WRAPPER.format(" "), "2"), f"'prompt' {HALF}"),
         ({"prompt": WRAPPER.format("A").partition("\n")[2], "solution": "2"}, f"'prompt' {HALF}"),
-        (original("x", "2") | {"prompt": []}, "'prompt' must be text or a list with one message"),
+        (original("x", "2") | {"prompt": []}, r"'prompt' must be text or a list of messages, got \[\]"),
+        (
+            original("x", "2") | {"prompt": [{"role": "user", "content": "x"}] * 2},
+            "'prompt' must be text or a list with one message",
+        ),
         (
             original("x", "2") | {"prompt": [{"role": "user"}]},
-            "'prompt': 'content' is missing; columns there: role",
+            r"'prompt\[0\]': 'content' is missing; columns there: role",
         ),
         (original(WRAPPER.format("A"), None), "'reward_model': 'ground_truth' is missing"),
         (

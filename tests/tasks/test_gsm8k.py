@@ -102,6 +102,14 @@ def test_nothing_there_is_said_at_once(tmp_path, tokenizer):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_home_folder(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=f"^path: {tmp_path}/absent has neither"):
+        make_gsm8k("", path="~/absent", tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"^path: \$HOME/absent begins with a variable"):
+        make_gsm8k("", path="$HOME/absent", tokenizer=tokenizer)
+
+
 def test_two_files_of_a_split(write, tmp_path, tokenizer):
     for name in ("train.jsonl", "train.parquet"):
         write(name, ROWS)

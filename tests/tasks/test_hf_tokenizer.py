@@ -10,6 +10,7 @@ import transformers
 
 from salt_jax.policy.gguf import smollm2_path
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
+from salt_jax.tasks.paths import LFS
 from tests.pretrained_setup import WORDS
 from tests.pretrained_setup import fast_tokenizer as make
 
@@ -107,6 +108,9 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         load_tokenizer(tmp_path, vocab_size=11)
     with pytest.raises(ValueError, match="is no folder"):
         load_tokenizer(tmp_path / "absent", vocab_size=11)
+    (tmp_path / "tokenizer.json").write_bytes(LFS)
+    with pytest.raises(ValueError, match="tokenizer.json is a Git LFS pointer"):
+        load_tokenizer(tmp_path, vocab_size=11)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read") as caught:
         load_tokenizer(tmp_path, vocab_size=11)

@@ -44,6 +44,23 @@ def test_messages(write, tokenizer):
     assert example.prompt == (messages[0], {"role": "user", "content": "1+1? Now."})
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_messages_as_a_text(write, tokenizer, suffix):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    path = write(f"a.{suffix}", [{"prompt": json.dumps(messages), "reference": "2"}])
+    (example,) = make_jsonl("", train=path, tokenizer=tokenizer).source("train")
+    assert example.prompt == tuple(messages)
+
+
+def test_several_files(write, tokenizer):
+    write("a.jsonl", ROWS)
+    path = write("b.jsonl", [{"prompt": "3+3?", "reference": "6"}])
+    task = make_jsonl("", train=path.replace("b.jsonl", "[ab].jsonl"), tokenizer=tokenizer)
+    assert [e.prompt for e in task.source("train")] == ["1+1?", "2+2?", "3+3?"]
+    with pytest.raises(ValueError, match="^train names .*b.jsonl twice; name each file once"):
+        make_jsonl("", train=f"{path},{path}", tokenizer=tokenizer)
+
+
 def test_a_suffix(write, tokenizer):
     task = make_jsonl("", train=write("a.jsonl", ROWS), suffix="Now.", tokenizer=tokenizer)
     assert [e.prompt for e in task.source("train")] == ["1+1? Now.", "2+2? Now."]

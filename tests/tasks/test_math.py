@@ -40,7 +40,7 @@ def test_both_schemas(write, tokenizer):
 
 def test_settings(write, tokenizer):
     path = write("a.jsonl", TRAIN)
-    task = make_math("", train=(path, path), suffix="", boxed_only=True, tokenizer=tokenizer)
+    task = make_math("", train=(path, write("b.jsonl", TRAIN)), suffix="", boxed_only=True, tokenizer=tokenizer)
     assert [task.source("train")[i].id for i in range(4)] == [f"train/{i}" for i in range(4)]
     assert task.source("train")[0].prompt == "What is $1+1$?"
     assert dict(task.verifier.arguments) == {"boxed_only": True}

@@ -38,6 +38,66 @@ def test_what_is_no_path(value):
         settings.files_of("train", value)
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory and the home folder."""
+    for name in ("b.jsonl", "a.jsonl", "c.csv", "d,e.jsonl", "[f].jsonl", "inner/g.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"a": 1}\n')
+    (tmp_path / "z.jsonl").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("a.jsonl,b.jsonl", "a.jsonl b.jsonl"),
+        ("b.jsonl, a.jsonl", "b.jsonl a.jsonl"),
+        ("('b.jsonl', 'a.jsonl')", "b.jsonl a.jsonl"),
+        ("['a.jsonl']", "a.jsonl"),
+        ("('a.jsonl',)", "a.jsonl"),
+        (["a.jsonl", "c.csv"], "a.jsonl c.csv"),
+        ("[ab].jsonl", "a.jsonl b.jsonl"),
+        ("?.jsonl", "a.jsonl b.jsonl"),
+        ("**/g.jsonl", "inner/g.jsonl"),
+        ("c.csv,[ab].jsonl", "c.csv a.jsonl b.jsonl"),
+        ("[f].jsonl", "[f].jsonl"),
+        ("absent.jsonl", "absent.jsonl"),  # which read_rows says
+        ("~/a.jsonl,~/b.jsonl", "{}/a.jsonl {}/b.jsonl"),
+        ("~/?.csv", "{}/c.csv"),
+    ],
+)
+def test_several_files(folder, value, names):
+    assert settings.files_of("train", value) == tuple(names.replace("{}", str(folder)).split())
+
+
+def test_a_file_whose_name_has_a_comma(folder):
+    assert settings.files_of("train", "d,e.jsonl") == ("d,e.jsonl",)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("*.parquet", r"train: \*.parquet matches no file"),
+        ("a.jsonl,*.parquet", r"train: \*.parquet matches no file"),
+        ("a.jsonl,a.jsonl", "train names a.jsonl twice; name each file once"),
+        (("a.jsonl", "./a.jsonl"), "train names ./a.jsonl twice"),
+        ("a.jsonl,?.jsonl", "train names a.jsonl twice"),
+        ("a.jsonl,,b.jsonl", "train = .* is not allowed; allowed: the path of a file, or several"),
+        ("(1, 2)", "train = .* is not allowed"),
+        ("('a.jsonl')", "train = .* is not allowed"),
+        ("$DATA/a.jsonl", "train: .DATA/a.jsonl begins with a variable"),
+        (["a.jsonl", "https://x.org/b.jsonl"], "train: https://x.org/b.jsonl is an address"),
+        ("~nobody-of-this-name/a.jsonl", "train: ~nobody-of-this-name/a.jsonl is in the home folder of a user who"),
+    ],
+)
+def test_files_that_will_not_do(folder, value, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        settings.files_of("train", value)
+
+
 def test_sections_of_a_config():
     section = ml_collections.ConfigDict({"a": {"b": 1}})
     assert settings.plain("settings", section) == {"a": {"b": 1}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 import subprocess
 import sys
@@ -302,6 +303,65 @@ def test_a_coordinator_that_nobody_is_at_is_refused_in_bounded_time() -> None:
         hosts_start._wait_for(f"localhost:{port}", 1)
 
 
+def test_a_port_that_is_taken_is_refused() -> None:
+    """Two coordinators at one port would each be told of a part of the processes."""
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=rf"^{ADDRESS} = '{address}' is taken on this host: .* {INDEX} = 0"):
+            hosts.initialize_from_environment({ADDRESS: address, COUNT: "2", INDEX: "0"})
+    hosts_start._check_free(f"localhost:{free_port()}")
+
+
+@pytest.mark.parametrize(
+    ("environment", "who", "others"),
+    [
+        (HAND, "process 3 of 4", "10.0.0.1:1234 (JAX_NUM_PROCESSES = 4)"),
+        (SLURM | {"SLURM_NTASKS": "4"}, "process 0 of 4", "n[1-2] (SLURM_NTASKS = 4)"),
+        (SLURM | {ADDRESS: "n1:99"}, "process 0 of 2", "n[1-2] (SLURM_NTASKS = 2)"),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_RANK": "5"}, "process 5 of 8",
+         "Open MPI (OMPI_COMM_WORLD_SIZE = 8)"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "this process", "TPU machines"),
+    ],
+)  # fmt: skip
+def test_whom_a_process_waits_for(environment: dict[str, str], who: str, others: str) -> None:
+    assert hosts_start.waiting(environment) == (who, others)
+
+
+SAME = "two processes have the same number, and each needs its own (JAX_PROCESS_ID)"
+LATE = "not all processes of the run came within 9 s, or one ended"
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("absl::Status: ALREADY_EXISTS: Aborted connect attempt as there is a request from a newer incarnation.", SAME),
+        ("CANCELLED: Cancelled because there's a more recent barrier call for [Init] from the same task.", SAME),
+        ("absl::Status: DEADLINE_EXCEEDED: Deadline Exceeded\n\nRPC: RegisterTask\n@ 0x7f991a440634", LATE),
+        ("", LATE),
+    ],
+)
+def test_why_a_start_failed(words: str, why: str) -> None:
+    assert hosts_start._why(words, 9) == why
+
+
+def test_words_of_a_start_are_held_back(capfd: pytest.CaptureFixture[str]) -> None:
+    with hosts_start._words_kept(9):
+        os.write(2, b"a warning\n")
+        assert "start" in hosts_start._STATE
+    assert capfd.readouterr().err == "a warning\n"  # it went well
+    with pytest.raises(ConfigError, match="^said$"):
+        start_that_fails()
+    os.write(2, b"later\n")
+    assert capfd.readouterr().err == "later\n"
+    assert "start" not in hosts_start._STATE
+
+
+def start_that_fails() -> None:
+    with hosts_start._words_kept(9):
+        os.write(2, b"what the error says\n")
+        refuse("said")
+
+
 @pytest.mark.slow
 def test_a_missing_process_ends_the_first_one_with_a_line(subprocess_env: dict[str, str]) -> None:
     started = "from salt_jax.training import hosts; hosts.initialize_from_environment()"
@@ -313,10 +373,12 @@ def test_a_missing_process_ends_the_first_one_with_a_line(subprocess_env: dict[s
         check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    why = "not all processes of the run came within 5 s, or one ended"
+    first, last = done.stderr.strip().splitlines()  # and no stack trace of C++
+    own = "JAX_NUM_PROCESSES=1 makes a process a run of its own"
+    address = environment[ADDRESS]
+    assert first == f"process 0 of 2 waits up to 5 s for the others at {address} (JAX_NUM_PROCESSES = 2); {own}"
+    why = f"not all processes of the run came within 5 s, or one ended ({own})"
     assert last == f"process 0 of 2 is stopped: {why}; start all again to resume"
-    assert "Traceback" not in done.stderr
 
 
 def said(rows: list[int], **change: Any) -> dict[str, Any]:

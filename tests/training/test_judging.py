@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from salt_jax.training import judging
+from salt_jax.training.config import parse
 from tests.training.collect_setup import Script, engine
+from tests.training_setup import tiny_config
 
 
 def keys_of_two_evaluations(monkeypatch, seed):
@@ -26,3 +30,14 @@ def test_each_call_draws_from_a_key_of_its_own_and_each_evaluation_from_the_same
     assert keys[2:] == keys[:2]
     other = keys_of_two_evaluations(monkeypatch, seed=1)
     assert not any(key in keys for key in other)
+
+
+@pytest.mark.parametrize(
+    ("samples", "temperature", "one"), [(4, 0.0, True), (1, 0.0, False), (4, 0.5, False), (1, 1.0, False)]
+)
+def test_several_samples_at_temperature_0_are_said_to_be_one(samples, temperature, one):
+    run = parse(tiny_config({"evaluation.samples": samples, "evaluation.temperature": temperature}))
+    said = judging.of_one_sample(run)
+    assert (said is not None) == one
+    if said:
+        assert said.startswith("config.evaluation.temperature = 0 is greedy: the 4 samples of a problem are one and")

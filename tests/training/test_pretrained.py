@@ -101,8 +101,15 @@ def test_the_first_evaluation_is_of_the_model_itself(finished, model):
 
 def test_a_run_can_be_evaluated_later(finished, model):
     folder, _ = finished
-    results = judging.evaluate_run(config(model, folder.parent), folder, Console(file=io.StringIO()))
+    said = io.StringIO()
+    results = judging.evaluate_run(config(model, folder.parent), folder, Console(file=said))
     assert results == read_problems(folder / "evaluations" / "2.jsonl")
+    assert "warning" not in said.getvalue()
+    c = config(model, folder.parent)
+    c.evaluation.temperature = 0.0
+    results = judging.evaluate_run(c, folder, Console(file=said))
+    assert "warning: config.evaluation.temperature = 0 is greedy: the 4 samples" in said.getvalue()
+    assert all(len(set(result.texts)) == 1 for result in results)
 
 
 def test_a_run_can_be_exported_and_started_from(finished, tmp_path):
