@@ -44,6 +44,7 @@ _KEYS = {
     "layer_types": TEXTS, "sliding_window": whole(), "use_sliding_window": FLAG, "max_window_layers": whole(0),
     "partial_rotary_factor": NUMBER, "rope_theta": number(above=0.0), "rope_scaling": OBJECT, "rope_parameters": OBJECT,
     "max_position_embeddings": SIZE, "original_max_position_embeddings": SIZE, "eos_token_id": TOKEN_IDS,
+    **dict.fromkeys(("bos_token_id", "pad_token_id"), list_of(whole(), "a token id", or_one=True)),  # of the tokenizer
 }  # fmt: skip
 
 # Keys of rope_parameters (transformers 5) or rope_scaling (before it).

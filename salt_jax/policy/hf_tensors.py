@@ -24,6 +24,7 @@ from salt_jax.tasks.records import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+BUFFERS = ".rotary_emb.inv_freq"  # of old files, which are computed here
 
 # A parameter of the decoder -> its tensor, {} the layer.
 NAMES = {
@@ -147,7 +148,7 @@ def check(tensors: Tensors, config: TransformerConfig, where: str, dtypes: tuple
     expected = expected_shapes(config)
     if config.tied_embeddings and HEAD in found:
         expected[HEAD] = (config.vocab_size, config.d_model)
-    extra = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
+    extra = [name for name in found if name not in expected and not name.endswith(BUFFERS)]
     _compare(found, expected, extra, where, dtypes)
     if extra:
         near = difflib.get_close_matches(extra[0], expected, 1, cutoff=0.0)[0]
@@ -201,7 +202,7 @@ def scan(tensors: Tensors, where: str, numbers: int = 1 << 24) -> None:
       ValueError: naming the first tensor that is not finite.
     """
     for name, fact in tensors.facts.items():
-        if not fact.shape:
+        if not fact.shape or name.endswith(BUFFERS):
             continue
         rows = max(1, numbers // max(1, math.prod(fact.shape[1:])))
         for start in range(0, fact.shape[0], rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -43,8 +44,12 @@ class Safetensors:
         for file, names in _files(folder).items():
             path = folder / file
             if not path.is_file():
-                held = f", which holds {one_line(names[0])}" if names else ""
-                raise ValueError(f"{folder}: {INDEX} names {file}{held}, and there is no such file")
+                if names is None:
+                    what = "is a link to a file that is not there" if path.is_symlink() else "is not a file"
+                    raise ValueError(f"{path} {what}")
+                raise ValueError(
+                    f"{folder}: {INDEX} names {file}, which holds {one_line(names[0])}, and there is no such file"
+                )
             _check_file(path)
             try:
                 handle = safe_open(path, framework="numpy")
@@ -77,7 +82,7 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
         raise ValueError(f"{folder} has {ADAPTER}: an adapter is not applied; merge it into the model, or move it away")
     there = sorted({path.name for pattern in OTHERS for path in folder.glob(pattern)})
     files = _indexed(folder) if (folder / INDEX).exists() else {}
-    if (folder / WEIGHTS).exists() and WEIGHTS not in files:
+    if os.path.lexists(folder / WEIGHTS) and WEIGHTS not in files:
         if others := list(files) or [name for name in there if _SHARD.fullmatch(name)]:
             these = f"{INDEX} with {shown(others[0])}" if files else shown(others[0])
             raise ValueError(f"{folder} has {WEIGHTS} and also {these}: keep those that are the model")

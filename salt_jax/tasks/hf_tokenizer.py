@@ -57,6 +57,10 @@ class PretrainedTokenizer:
             raise ValueError("model.system and model.template are for model.chat = True, which is False")
         if wrong := sorted(set(template or {}) & set(OURS)):
             raise ValueError(f"model.template = {dict(template or {})!r} must not have {wrong[0]}, which is set here")
+        several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+        if chat and several and "default" not in several and "chat_template" not in (template or {}):
+            names = ", ".join(map(repr, several))
+            raise ValueError(f"model.template must name the chat_template: the tokenizer has {names}, and no 'default'")
         self._tokenizer, self._chat, self._system, self._template = tokenizer, chat, system, dict(template or {})
         self.eos_id = int(stop_ids[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id

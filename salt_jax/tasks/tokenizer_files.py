@@ -14,6 +14,7 @@ from typing import Any
 
 from salt_jax.tasks.json_values import (
     FLAG,
+    OBJECT,
     TEXT,
     TEXTS,
     Kind,
@@ -49,6 +50,7 @@ def _template(value: Any) -> Any:
 
 TOKEN = Kind("a text, or an object with the text content", _token)
 _SPECIAL = {f"{name}_token": TOKEN for name in ("bos", "eos", "pad", "unk", "sep", "cls", "mask")}
+_OBJECTS = list_of(OBJECT, "a list of objects")
 _TEMPLATE = Kind("a text, or a list of {name, template}", _template)
 _KEYS: dict[str, dict[str, Kind]] = {
     "tokenizer_config.json": _SPECIAL | {
@@ -81,6 +83,8 @@ def folder_tokenizer(folder: Path) -> Any:
         raise ImportError("a pretrained tokenizer needs the extra 'hf': pip install 'salt-jax[hf]'") from None
 
     def read(where: Path) -> Any:
+        if (path := where / "tokenizer.json").exists():
+            check_values(read_json(path), {"model": OBJECT, "added_tokens": _OBJECTS}, path.name)
         return AutoTokenizer.from_pretrained(str(where), local_files_only=True, trust_remote_code=False)
 
     if not any(_marked(folder / name) for name in (*TOKENIZER_FILES, "config.json")):
@@ -114,6 +118,7 @@ def _read(read: Callable[[], Any], what: str) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
         raise ValueError(f"{what} cannot be read: {one_line(reason, 300)}") from None
 
 

@@ -33,11 +33,13 @@ def named(prefix: str, keys: Iterable[str], message: str, otherwise: str) -> str
     Example:
       >>> named("config.sampling.", ["top_p"], "top_p must be in (0, 1]", "config.task: ")
       'config.sampling.top_p must be in (0, 1]'
+      >>> named("config.", ["model.chat"], "model/config.json is not JSON", "config.model.path: ")
+      'config.model.path: model/config.json is not JSON'
       >>> named("config.sampling.", ["top_p"], "the prompt of example 'a/0' is empty", "config.task: ")
       "config.task: the prompt of example 'a/0' is empty"
     """
-    begins = re.match(r"\w+", message)
-    return f"{prefix if begins and begins[0] in keys else otherwise}{message}"
+    begins = re.match(r"(\w+)(\.\w+)*", message)
+    return f"{prefix if begins and {begins[0], begins[1]} & set(keys) else otherwise}{message}"
 
 
 @dataclasses.dataclass(frozen=True)

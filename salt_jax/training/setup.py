@@ -41,6 +41,7 @@ from salt_jax.training.sharding import make_mesh, path_of, replicated, tree_shar
 from salt_jax.training.state import init_params
 
 TRAIN = "train"  # the phase whose checkpoints hold a run's policy
+OF_TOKENIZER = ("model.chat", "model.system", "model.template")  # what a message of the tokenizer may begin with
 Grade = Callable[[Sequence[str], Sequence[str]], Grades]
 
 
@@ -83,7 +84,7 @@ def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str]) -> Task:
     Raises:
       ConfigError: no tokenizer, a wrong setting or data set, a prompt over the limit where that is an error.
     """
-    with naming("config.", ["model"], otherwise="config.model.path: "):
+    with naming("config.", OF_TOKENIZER, otherwise="config.model.path: "):
         tokenizer = make_tokenizer(run)
     with naming("config.task.", ["name", *task_settings(run)], otherwise="config.task: "):
         task = make_task(run, data_dir, tokenizer)

@@ -421,6 +421,16 @@ def test_weights_under_another_name(names, expected, tmp_path):
     assert re.search(expected, complaint(folder))
 
 
+def test_weights_that_are_no_file(tmp_path):
+    path = setup.write_checkpoint(tmp_path) / "model.safetensors"
+    path.unlink()
+    path.symlink_to(tmp_path / "blobs" / "gone")
+    assert complaint(tmp_path) == f"{path} is a link to a file that is not there"
+    path.unlink()
+    path.mkdir()
+    assert complaint(tmp_path) == f"{path} is not a file"
+
+
 def test_a_folder_that_is_two_models(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"")
     (tmp_path / "b.gguf").write_bytes(b"")

@@ -138,6 +138,9 @@ def test_parameters_of_another_shape_are_named(model, tmp_path):
     (own / "policy.json").write_text(text.replace('"mlp_dim": 12', '"mlp_dim": 16'))
     with pytest.raises(ValueError, match=r"parameter layers/down must be \(2, 16, 8\), got \(2, 12, 8\)"):
         open_checkpoint(own)
+    (own / "policy.json").write_text(text.replace('"num_layers": 2', '"num_layers": 1000000000000'))
+    with pytest.raises(ValueError, match=r"layers/down must be \(1000000000000, 12, 8\), got \(2, 12, 8\)"):
+        open_checkpoint(own)
     (own / "policy.json").write_text(text.replace('"qkv_bias": true', '"qkv_bias": false'))
     with pytest.raises(ValueError, match=r"parameter layers/k_bias must be absent, got \(2, 4\)"):
         open_checkpoint(own)

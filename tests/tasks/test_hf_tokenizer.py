@@ -30,6 +30,7 @@ def ids(*words: str) -> list[int]:
         ({"system": "two"}, "one", ["<system>", "two", "<user>", "one", "<assistant>"]),
         ({"template": {"loud": True}}, "one", ["<user>", "one", "<assistant>", "?"]),
         ({"chat": False}, "one plus", ["one", " ", "plus"]),
+        ({"template": {"chat_template": "rag"}}, "one", ["<user>", "one", "<assistant>"]),
         (  # messages are taken as they are: a system message of the run does not come before them
             {"system": "two"},
             ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}),
@@ -43,7 +44,8 @@ def ids(*words: str) -> list[int]:
     ],
 )
 def test_prompts(options, prompt, expected):
-    assert PretrainedTokenizer(make(), **options).encode_prompt(prompt) == ids(*expected)
+    template = {"rag": TEMPLATE} if "chat_template" in options.get("template", {}) else TEMPLATE
+    assert PretrainedTokenizer(make(template), **options).encode_prompt(prompt) == ids(*expected)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,8 @@ def test_pad_and_begin_default_to_the_end():
         (lambda: PretrainedTokenizer(make(eos_token=None)),
          "no end-of-sequence token, and the model no stop id: set eos_token_id in generation_config.json, or"),
         (lambda: PretrainedTokenizer(make(template="{% for m in messages %}")), "the chat template cannot be read: "),
+        (lambda: PretrainedTokenizer(make(template={"tool": TEMPLATE, "rag": TEMPLATE})),
+         "^model.template must name the chat_template: the tokenizer has 'tool', 'rag', and no 'default'$"),
         (lambda: PretrainedTokenizer(make(template=NO_SYSTEM), system="two"),
          "^model.system = 'two': the model's chat template refuses a system message: no system$"),
         (lambda: PretrainedTokenizer(make(template=NO_SYSTEM)).encode_prompt(({"role": "system", "content": "one"},)),
@@ -153,10 +157,18 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         load_tokenizer(tmp_path, vocab_size=11)
     with pytest.raises(ValueError, match="is no folder"):
         load_tokenizer(tmp_path / "absent", vocab_size=11)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read") as caught:
-        load_tokenizer(tmp_path, vocab_size=11)
-    assert "\n" not in str(caught.value)
+    for text, message in (
+        ("{", "tokenizer.json is not JSON"),
+        ("[]", "tokenizer.json must hold a JSON object, got list"),
+        ("{}", "it has no 'added_tokens'"),
+        ('{"model": "BPE"}', "tokenizer.json: model must be an object, got 'BPE'"),
+        ('{"added_tokens": ["a"]}', r"tokenizer.json: added_tokens must be a list of objects, got \['a'\]"),
+        ('{"added_tokens": [], "model": {"type": "None"}}', ""),
+    ):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=f"the tokenizer in .* cannot be read: .*{message}") as caught:
+            load_tokenizer(tmp_path, vocab_size=11)
+        assert "\n" not in str(caught.value)
 
 
 WILD = (True, "", "x", 0, -1, 1e308, float("nan"), [], [[]], {}, {"content": 3}, {"content": "<end>"}, {"a": {"b": []}})

@@ -236,6 +236,14 @@ def test_a_message_begins_with_the_key_to_change(model, tmp_path, break_it, over
         setup.check(config(copy, tmp_path, **overrides), tmp_path / "run")
 
 
+def test_an_end_that_only_the_model_names(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "model")
+    edited(copy, eos_token=None)
+    (copy / "generation_config.json").write_text('{"eos_token_id": 10}')
+    run, _ = setup.check(config(copy, tmp_path), tmp_path / "run")
+    assert setup.make_tokenizer(run).stop_ids == (10,)
+
+
 def test_a_weight_that_is_not_finite_stops_a_run_before_its_first_step(tmp_path):
     model_folder(tmp_path / "model")
     tensors = load_file(tmp_path / "model" / "model.safetensors")
