@@ -63,6 +63,7 @@ _ROPE_KEYS = {
              "mscale_all_dim", "truncate"),
 }  # fmt: skip
 # Those that stand there in published files and that no kind computes with: a note on the training, lengths.
+_ROPE_FACTORS = ("factor", "attn_factor", "extrapolation_factor")  # 1 says nothing, where a kind does not read it
 _ROPE_NOTES = ("finetuned", "original_max_position_embeddings", "max_position_embeddings")
 
 
@@ -180,7 +181,8 @@ def _rope(
     if kind != "default" and kind not in KINDS:
         raise ValueError(f"{where}: {of}: rope_type must be one of default, {', '.join(KINDS)}, got {shown(kind)}")
     known = _ROPE_KEYS.get(kind, ())
-    if unknown := sorted(rope.keys() - {*known, *_ROPE_OF_ALL, *_ROPE_NOTES}):
+    neutral = {key for key in _ROPE_FACTORS if key not in known and rope.get(key) == 1}
+    if unknown := sorted(rope.keys() - {*known, *_ROPE_OF_ALL, *_ROPE_NOTES, *neutral}):
         its = ", ".join(known) or "nothing more"
         raise ValueError(f"{where}: {of}: rope_type {kind!r} has no {_name(unknown[0])}; it has {its}")
     if kind == "default":

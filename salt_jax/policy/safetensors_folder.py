@@ -18,6 +18,7 @@ from salt_jax.tasks.records import one_line
 ADAPTER = "adapter_config.json"
 # Weights in formats that are not read, as they lie beside those that are.
 OTHERS = ("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "*.gguf", "*.h5", "*.msgpack")
+_SAID: dict[Any, Any] = {}  # a run opens its folder several times
 _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -93,7 +94,8 @@ def _files(folder: Path) -> dict[str, list[str] | None]:
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
         read = WEIGHTS if WEIGHTS in files else f"what {INDEX} names"
-        warnings.warn(f"{folder}: {read} is read; {unread[0]}{more} is not", stacklevel=2)
+        text = f"{folder}: {read} is read; {unread[0]}{more} is not"
+        warnings.warn_explicit(text, UserWarning, "salt_jax", 0, registry=_SAID)  # one line: no source is shown
     return files
 
 

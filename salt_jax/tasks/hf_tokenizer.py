@@ -124,7 +124,8 @@ class PretrainedTokenizer:
         """Ids of a text behind what the tokenizer puts before it, without what it puts after it."""
         whole, plain = self._tokenizer.encode(text), self.encode(text)
         starts = (i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain)
-        return [*whole[: next(starts, 0)], *plain]
+        begins = next(starts, None)
+        return whole if begins is None else [*whole[:begins], *plain]
 
     def _messages(self, text: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self._system}] if self._system else []

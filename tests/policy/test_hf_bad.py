@@ -148,6 +148,7 @@ CONFIGS = {
                    "rope_scaling.rope_type and rope_scaling.type differ, 'default' and 'linear'; keep one"),
     "rope-unknown": (TINY, {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_slow": 1.0}},
                      "rope_type 'linear' has no beta_slow; it has factor"),
+    "default-factor": (TINY, {"rope_scaling": {"type": "default", "factor": 2.0}}, "rope_type 'default' has no factor"),
     "rope-by-kind": (TINY, {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
                      "rope_type 'default' has no full_attention"),
     "two-thetas": (TINY, {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
@@ -187,6 +188,7 @@ HARMLESS = {
     "default-rope": (TINY, {"rope_scaling": {"rope_type": "default"}}),
     "default-length": (TINY, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
                                                   "original_max_position_embeddings": 64}}),
+    "default-factor": (TINY, {"rope_scaling": {"type": "default", "factor": 1.0, "attn_factor": 1}}),
     "null-in-rope": (TINY, {"rope_scaling": {"rope_type": None, "type": "default", "factor": None}}),
     "of-others": (TINY, {"_name_or_path": 3, "transformers_version": None, "use_cache": True, "pretraining_tp": 1}),
 }  # fmt: skip
