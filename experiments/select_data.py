@@ -194,7 +194,7 @@ def select(flags: argparse.Namespace) -> str:
     began = time.perf_counter()
     items = read_items("--data", flags.data, flags.prompt, flags.response)
     judges = read_items("--validation", flags.validation, flags.prompt, flags.response) if flags.validation else []
-    with setup.naming("--model: "):
+    with setup.naming("--chat: ", setup.OF_TOKENIZER, otherwise="--model: "):
         checkpoint = open_checkpoint(flags.model, step=flags.step, scan_layers=True)
         tokenizer = tokenizer_of(checkpoint, flags.chat)
     paths = [setup.path_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(checkpoint.shapes())]

@@ -26,9 +26,10 @@ CONFIG = TransformerConfig(
 )  # fmt: skip
 
 
-def fast_tokenizer(template: str | None = TEMPLATE, **special: str | None) -> Any:
-    """A tokenizer of WORDS as transformers makes it, without files."""
-    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>")
+def fast_tokenizer(template: str | None = TEMPLATE, words: int = len(WORDS), **special: str | None) -> Any:
+    """A tokenizer of WORDS, and of more where more are wanted, as transformers makes it, without files."""
+    vocabulary = [*WORDS, *(f"w{i}" for i in range(words - len(WORDS)))]
+    model = tokenizers.models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<pad>")
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "isolated")
     backend.decoder = tokenizers.decoders.Fuse()

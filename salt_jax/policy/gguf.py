@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,20 @@ import numpy as np
 
 from salt_jax.policy.hf_config import ARCHITECTURES
 from salt_jax.policy.hf_tensors import NAMES, Index, TensorFacts
+from salt_jax.tasks.json_values import NUMBER, SIZE, TEXT, Kind, check_values, number, shown, whole
 from salt_jax.tasks.paths import check_pointer
 
 SMOLLM2 = "smollm2"  # what open_checkpoint takes for ``smollm2_path``
 TOKENIZER = "tokenizer.gguf"  # what ``copy_metadata`` writes in a folder of this project's own
+
+_KEYS = {
+    "block_count": SIZE, "context_length": SIZE, "embedding_length": SIZE, "feed_forward_length": SIZE,
+    "attention.head_count": SIZE, "attention.head_count_kv": SIZE, "attention.key_length": SIZE,
+    "attention.layer_norm_rms_epsilon": number(0.0), "rope.freq_base": number(above=0.0), "rope.dimension_count": SIZE,
+    "rope.scaling.type": TEXT, "rope.scaling.factor": NUMBER, "rope.scale_linear": NUMBER,
+}  # fmt: skip
+_BLOCK = re.compile(r"blk\.(\d{1,9})\.")
+_IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 
 
 def smollm2_path() -> Path:
@@ -54,7 +66,7 @@ def _open_reader(path: Path, changed: int, size: int) -> Any:
         raise ImportError("GGUF files need the extra 'smollm2': pip install 'salt-jax[smollm2]'") from None
     try:
         return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} is not a GGUF file, or is cut off: {error}") from None
 
 
@@ -76,7 +88,9 @@ class GGUF:
     def __init__(self, path: Path) -> None:
         reader = open_reader(path)
         self.config = _config(reader, path)
-        to_hugging_face = _names(self.config["model_type"], self.config["num_hidden_layers"])
+        numbers = {int(match[1]) for tensor in reader.tensors if (match := _BLOCK.match(tensor.name))}
+        layers = next(i for i in itertools.count() if i not in numbers)  # of the tensors, whatever the metadata says
+        to_hugging_face = _names(self.config["model_type"], layers)
         self._tensors = {to_hugging_face.get(tensor.name, tensor.name): tensor for tensor in reader.tensors}
         self.facts = {
             name: TensorFacts(tuple(map(int, tensor.shape[::-1])), tensor.tensor_type.name, int(tensor.n_bytes))
@@ -92,7 +106,8 @@ class GGUF:
         if self.config["model_type"] == "llama" and (".q_proj." in name or ".k_proj." in name):
             key = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
             rows = _half_split(self.facts[name].shape[0], self.config[key])[rows]
-        values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found where it is read
+            values = gguf.quants.dequantize(tensor.data[rows], tensor.tensor_type)
         return values[(slice(None), *index[1:])]
 
 
@@ -111,7 +126,7 @@ def _names(architecture: str, layers: int) -> dict[str, str]:
 
     arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     table = gguf.get_tensor_name_map(arch, layers)
-    ours = {template.format(i) for template in NAMES.values() for i in range(layers)}
+    ours = {template.format(i) for template in NAMES.values() for i in range(max(1, layers))}
     theirs = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in ours}
     return {there: here for here, there in theirs.items() if there is not None}
 
@@ -119,26 +134,30 @@ def _names(architecture: str, layers: int) -> dict[str, str]:
 def _config(reader: Any, path: Path) -> dict[str, Any]:
     """config.json's keys from the metadata."""
 
-    def get(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        return default if field is None else field.contents()
+    def read(keys: Mapping[str, Kind], under: str) -> dict[str, Any]:
+        fields = {key: reader.get_field(under + key) for key in keys}
+        raw = {key: field.contents() for key, field in fields.items() if field is not None}
+        return check_values(raw, keys, str(path), under)
 
-    kind = get("general.architecture")
+    kind = read({"architecture": TEXT}, "general.").get("architecture")
     if kind not in ARCHITECTURES:
-        raise ValueError(f"{path}: architecture must be one of {', '.join(ARCHITECTURES)}, got {kind!r}")
+        raise ValueError(f"{path}: architecture must be one of {', '.join(ARCHITECTURES)}, got {shown(kind)}")
+    values = read(_KEYS, f"{kind}.")
 
     def need(key: str) -> Any:
-        value = get(f"{kind}.{key}")
-        if value is None:
+        if key not in values:
             raise ValueError(f"{path} has no {kind}.{key}")
-        return value
+        return values[key]
 
     width, heads = need("embedding_length"), need("attention.head_count")
-    head_dim = get(f"{kind}.attention.key_length", width // heads)
-    if get(f"{kind}.rope.dimension_count", head_dim) != head_dim:
+    head_dim = values.get("attention.key_length", width // heads)
+    if values.get("rope.dimension_count", head_dim) != head_dim:
         raise ValueError(f"{path}: {kind}.rope.dimension_count must be the head's {head_dim}: whole heads are rotated")
-    if get(f"{kind}.rope.scaling.type", "none") != "none":
+    factors = [values.get(key, 0.0) for key in ("rope.scaling.factor", "rope.scale_linear")]
+    scaled = values.get("rope.scaling.type", "none" if set(factors) <= {0.0, 1.0} else "linear")  # as llama.cpp
+    if scaled != "none":
         raise ValueError(f"{path}: RoPE scaling is read from Hugging Face folders only, not from GGUF files")
+    ids = read(dict.fromkeys(_IDS.values(), whole(0)), "tokenizer.ggml.")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path}: tensor token_embd.weight is missing")
@@ -150,22 +169,20 @@ def _config(reader: Any, path: Path) -> dict[str, Any]:
         "intermediate_size": need("feed_forward_length"),
         "num_hidden_layers": need("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": get(f"{kind}.attention.head_count_kv", heads),
+        "num_key_value_heads": values.get("attention.head_count_kv", heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": _shortest(need("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _shortest(get(f"{kind}.rope.freq_base", 10_000.0)),
+        "rope_theta": _shortest(values.get("rope.freq_base", 10_000.0)),
         "max_position_embeddings": need("context_length"),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "bos_token_id": get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": get("tokenizer.ggml.padding_token_id"),
-    }
+    } | {key: ids.get(name) for key, name in _IDS.items()}
 
 
 def _shortest(value: float) -> float:
     """The number that was meant by a float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):  # infinity is refused where the configuration is read
+        return float(str(np.float32(value)))
 
 
 def has_tokenizer(path: Path) -> bool:

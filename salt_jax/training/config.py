@@ -45,6 +45,7 @@ from salt_jax.training.settings import (
     RolloutsConfig,
     RunConfig,
     WarmStartConfig,
+    named,
 )
 
 FEATURES = ("lm_head", "lm_head_sketch", "taken_token", "per_rollout")
@@ -207,8 +208,8 @@ def _section(path: str, cls: type, values: Mapping[str, Any], extra: Mapping[str
             arguments[field.name] = _typed(f"{path}.{field.name}", values[field.name], hints[field.name])
     try:
         return cls(**arguments)
-    except ValueError as error:  # these messages begin with the field's name
-        raise ConfigError(f"{path}.{error}") from None
+    except ValueError as error:
+        raise ConfigError(named(f"{path}.", hints, str(error), f"{path}: ")) from None
 
 
 def _policy(path: str, values: Mapping[str, Any], extra: Mapping[str, Any]) -> TransformerConfig:

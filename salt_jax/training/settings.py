@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from salt_jax.objective import ObjectiveConfig
@@ -24,6 +25,21 @@ class ConfigError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+def named(prefix: str, keys: Iterable[str], message: str, otherwise: str) -> str:
+    """A message with the whole key: ``prefix`` where it begins with one of its ``keys``, else ``otherwise``.
+
+    Example:
+      >>> named("config.sampling.", ["top_p"], "top_p must be in (0, 1]", "config.task: ")
+      'config.sampling.top_p must be in (0, 1]'
+      >>> named("config.", ["model.chat"], "model/config.json is not JSON", "config.model.path: ")
+      'config.model.path: model/config.json is not JSON'
+      >>> named("config.sampling.", ["top_p"], "the prompt of example 'a/0' is empty", "config.task: ")
+      "config.task: the prompt of example 'a/0' is empty"
+    """
+    begins = re.match(r"(\w+)(\.\w+)*", message)
+    return f"{prefix if begins and {begins[0], begins[1]} & set(keys) else otherwise}{message}"
 
 
 @dataclasses.dataclass(frozen=True)

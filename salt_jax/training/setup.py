@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ from salt_jax.training import hosts, workdir
 from salt_jax.training.checkpoint import CheckpointError, Checkpoints, chosen_step
 from salt_jax.training.collect.checks import check_problems
 from salt_jax.training.config import OPTIONS, parse
-from salt_jax.training.settings import ConfigError, RunConfig
+from salt_jax.training.settings import ConfigError, RunConfig, named
 from salt_jax.training.sharding import make_mesh, path_of, replicated, tree_shardings
 from salt_jax.training.state import init_params
 
 TRAIN = "train"  # the phase whose checkpoints hold a run's policy
+OF_TOKENIZER = ("model.chat", "model.system", "model.template")  # what a message of the tokenizer may begin with
 Grade = Callable[[Sequence[str], Sequence[str]], Grades]
 
 
@@ -62,7 +64,8 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:  # the workdir stays untouched until all is checked
         task = checked_task(run, folder / "data" if resumed else Path(scratch), splits=("train", "test"))
         if run.warm_start.steps:
-            with naming("config.sampling.max_new_tokens: "):
+            limit = "config.sampling.max_new_tokens: "
+            with naming(limit, ["max_completion_length"], otherwise="config.warm_start.steps: "):
                 check_solution_lengths(task.source("train"), task.tokenizer, run.sampling.max_new_tokens)
         check_problems(run, lambda: prompts_of(run, task, "train")[0], task.tokenizer)
         check_subset(run, task)
@@ -81,14 +84,15 @@ def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str]) -> Task:
     Raises:
       ConfigError: no tokenizer, a wrong setting or data set, a prompt over the limit where that is an error.
     """
-    with naming("config."):
+    with naming("config.", OF_TOKENIZER, otherwise="config.model.path: "):
         tokenizer = make_tokenizer(run)
-    with naming("config.task."):
+    with naming("config.task.", ["name", *task_settings(run)], otherwise="config.task: "):
         task = make_task(run, data_dir, tokenizer)
     for split in splits:
         if split not in task.sources:
             raise ConfigError(f"config.task has no {split} split; it has {', '.join(task.sources)}")
-        with naming("config.sampling."):
+        of_rows = f"config.task.{split}: " if split in run.task_arguments else "config.task: "
+        with naming("config.sampling.", ["max_prompt_length"], otherwise=of_rows):
             prompts_of(run, task, split)
     check_deadline(run, task)
     with naming("config.grading: "), grading(run, task) as grade:  # a grader that cannot start is found now
@@ -126,14 +130,20 @@ def checked_mesh(run: RunConfig, config: TransformerConfig) -> Mesh:
 
 
 @contextlib.contextmanager
-def naming(prefix: str) -> Iterator[None]:
-    """Turns an error about a setting, whose message begins with its name, into a ConfigError with the whole key."""
+def naming(prefix: str, keys: Iterable[str] | None = None, otherwise: str = "") -> Iterator[None]:
+    """Turns an error into a ConfigError that begins with a whole key.
+
+    Args:
+      prefix: what the message gets, which begins with the rest of the key, or with anything behind 'key: '.
+      keys: what such a rest begins with, where a message may begin with something else.
+      otherwise: what that one gets.
+    """
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigError(f"{prefix}{error}") from None
+        raise ConfigError(prefix + str(error) if keys is None else named(prefix, keys, str(error), otherwise)) from None
 
 
 def make_tokenizer(run: RunConfig) -> Tokenizer | None:
@@ -145,11 +155,16 @@ def make_tokenizer(run: RunConfig) -> Tokenizer | None:
 
     checkpoint = open_checkpoint(run.model.path)
     if checkpoint.tokenizer_source is None:
-        raise ValueError(f"model.path = {run.model.path!r} has no tokenizer")
+        raise ValueError(f"{run.model.path} has no tokenizer: it is a run whose task had its own")
     return load_tokenizer(
         checkpoint.tokenizer_source, vocab_size=checkpoint.config.vocab_size, stop_ids=checkpoint.stop_ids,
         chat=run.model.chat, system=run.model.system, template=run.model.template,
     )
+
+
+def task_settings(run: RunConfig) -> list[str]:
+    """The keys of config.task that the run's task has."""
+    return [*run.task_arguments, *inspect.signature(TASKS[run.task_name]).parameters]
 
 
 def make_task(run: RunConfig, data_dir: Path, tokenizer: Tokenizer | None) -> Task:
@@ -235,7 +250,8 @@ def initial_params(
     shardings = tree_shardings(jax.eval_shape(make, key), mesh)
     if run.model.path and pretrained:
         options = {name: getattr(config, name) for name in OPTIONS}
-        return open_checkpoint(run.model.path, **options).load(shardings)
+        with naming("config.model.path: "):  # a tensor that is not finite, seen as it is read
+            return open_checkpoint(run.model.path, **options).load(shardings)
     return jax.jit(make, out_shardings=shardings)(hosts.put(key, replicated(mesh)))
 
 

@@ -1,6 +1,9 @@
 """GGUF files: small ones written here, and SmolLM2-135M in 4 bits, against transformers' own reader."""
 
+import collections
 import dataclasses
+import itertools
+import re
 import warnings
 
 import gguf
@@ -11,11 +14,12 @@ import pytest
 import transformers
 from flax import nnx
 
-from salt_jax.policy.gguf import copy_metadata, open_reader, smollm2_path
+from salt_jax.policy.gguf import _KEYS, copy_metadata, open_reader, smollm2_path
 from salt_jax.policy.hf import describe, export, import_checkpoint, open_checkpoint
 from salt_jax.policy.hf_tensors import places
 from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.tasks.paths import LFS
+from salt_jax.tasks.tokenizer_files import gguf_tokenizer
 from salt_jax.training.sharding import make_mesh, tree_shardings
 from salt_jax.training.state import make_policy
 from tests import hf_checkpoints as setup
@@ -69,7 +73,8 @@ def write_gguf(path, kind, config, tensors, quantisation=None, **changes):
     }  # fmt: skip
     for key, value in (metadata | changes).items():
         if value is not None:
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add = {int: writer.add_int64, float: writer.add_float32, str: writer.add_string, list: writer.add_array,
+                   bool: writer.add_bool}[type(value)]  # fmt: skip
             add(f"{kind}.{key}", value)
     writer.add_eos_token_id(7)
     writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
@@ -155,6 +160,13 @@ def test_a_device_dequantises_its_rows_only(tmp_path, monkeypatch):
         ("llama", {"rope.scaling.type": "linear"}, "RoPE scaling is read from Hugging Face folders only"),
         ("llama", {"rope.dimension_count": 4}, "rope.dimension_count must be the head's 8"),
         ("llama", {"block_count": None}, "has no llama.block_count"),
+        ("llama", {"rope.scaling.factor": 4.0}, "RoPE scaling is read from Hugging Face folders only"),
+        ("llama", {"rope.scale_linear": 4.0}, "RoPE scaling is read from Hugging Face folders only"),
+        ("llama", {"block_count": 2 * 10**8}, "has 200000000 layers, the tensors are of 2: tensor model.layers.2.i"),
+        ("llama", {"block_count": "2"}, "llama.block_count must be a whole number >= 1, got '2'"),
+        ("llama", {"attention.head_count_kv": [2, 2]}, r"attention.head_count_kv must be a whole .* got \[2, 2\]"),
+        ("llama", {"embedding_length": True}, "llama.embedding_length must be a whole number >= 1, got True"),
+        ("llama", {"attention.layer_norm_rms_epsilon": float("nan")}, "epsilon must be a finite number >= 0, got nan"),
         ("llama", {"block_count": 3}, r"tensor model.layers.2.input_layernorm.weight \(32,\) is missing"),
         ("llama", {"feed_forward_length": 65}, r"down_proj.weight must have shape \(32, 65\), got \(32, 64\)"),
     ],
@@ -165,6 +177,74 @@ def test_a_wrong_file_is_one_line(kind, changes, expected, tmp_path):
         open_checkpoint(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+def test_metadata_of_wild_values_is_one_line_or_opens(tmp_path):
+    tensors, refused = setup.random_tensors(CONFIG), collections.Counter()
+    wild = ("x", "a\nb", True, [1, 2], ["a"], -1, 0, 3, 10**12, 0.5, 2.0, float("nan"), float("inf"))
+    for number, (key, value) in enumerate(itertools.product(_KEYS, wild)):
+        path = write_gguf(tmp_path / f"{number}.gguf", "llama", CONFIG, tensors, **{key: value})
+        try:
+            open_checkpoint(path)
+        except ValueError as error:
+            said = str(error)
+        else:
+            said = ""
+        assert re.match(rf"({path}[: ][ -~]{{1,250}})?$", said), (key, value, said)
+        refused[key] += bool(said)
+    assert set(refused) == set(_KEYS)
+    assert min(refused.values()) >= 5  # texts, truths, lists
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"tokens": [1, 2, 3]}, "tokenizer.ggml.tokens must be a list of texts"),
+        ({"tokens": None}, "ggml.tokens must be a list of texts, got None"),
+        ({"token_type": ["a", "b", "c"]}, "tokenizer.ggml.token_type must be a list of whole numbers"),
+        ({"token_type": [1, 1]}, "tokenizer.ggml.token_type must have 3 entries, got 2"),
+        ({"merges": "a b"}, "tokenizer.ggml.merges must be a list of texts, got 'a b'"),
+        ({"merges": ["a b c"]}, "the tokenizer cannot be read"),
+        ({"merges": ["a x"]}, "the tokenizer cannot be read"),
+        ({"model": ["gpt2"]}, "tokenizer.ggml.model must be a text"),
+        ({"model": "llama"}, "tokenizer llama/smollm is not supported; allowed: gpt2 with smollm"),
+        ({"eos_token_id": 3}, "tokenizer.ggml.eos_token_id must be below 3, got 3"),
+        ({"eos_token_id": "ab"}, "tokenizer.ggml.eos_token_id must be a whole number >= 0, got 'ab'"),
+    ],
+)
+def test_a_tokenizer_of_wild_metadata(changes, message, tmp_path):
+    metadata = {"model": "gpt2", "pre": "smollm", "tokens": ["a", "b", "ab"], "token_type": [1, 1, 1],
+                "merges": ["a b"], "eos_token_id": 2}  # fmt: skip
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    for key, value in (metadata | changes).items():
+        if value is not None:
+            add = {int: writer.add_uint32, str: writer.add_string, list: writer.add_array}[type(value)]
+            add(f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    if message is None:
+        assert gguf_tokenizer(tmp_path / "a.gguf").encode("abb") == [2, 1]
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        gguf_tokenizer(tmp_path / "a.gguf")
+    assert re.match(rf"{tmp_path}/a.gguf: [ -~]*$", str(error.value))
+
+
+def test_a_scale_that_is_not_finite_is_found(tmp_path):
+    path = write_gguf(tmp_path / "model.gguf", "llama", CONFIG, setup.random_tensors(CONFIG),
+                      gguf.GGMLQuantizationType.Q8_0)  # fmt: skip
+    facts = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    content = bytearray(path.read_bytes())
+    at = facts["blk.1.ffn_up.weight"].data_offset
+    content[at : at + 2] = np.float16(np.nan).tobytes()  # of the first 32 numbers
+    path.write_bytes(content)
+    said = r"model.layers.1.mlp.up_proj.weight is not finite: 32 NaN and 0 infinite of"
+    with pytest.raises(ValueError, match=said):
+        open_checkpoint(path).load()
+    with pytest.raises(ValueError, match=said):
+        open_checkpoint(path).scan()
 
 
 def test_a_file_that_is_cut_off_or_is_none(tmp_path):

@@ -7,16 +7,21 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
 from salt_jax.policy.hf import export, import_checkpoint, main, open_checkpoint, write_policy_json
+from salt_jax.policy.hf_tensors import scan
 from salt_jax.policy.integrity import seal
 from salt_jax.policy.rope import RopeScaling
+from salt_jax.policy.safetensors_folder import Safetensors
 from salt_jax.training.state import init_params
 from tests import hf_checkpoints as setup
 from tests.house import REPOSITORY
+from tests.pretrained_setup import fast_tokenizer
 
 CONFIG = dataclasses.replace(setup.TINY, rope_scaling=RopeScaling("yarn", 2.0, 32), qkv_bias=True)
 
@@ -50,12 +55,14 @@ def test_import_then_export_is_the_same_model(model, tmp_path, capsys):
         assert json.loads(theirs) | ({"torch_dtype": "float32"} if name == "config.json" else {}) == json.loads(ours)
 
 
-def save_steps(workdir, steps):
+def save_steps(workdir, steps, broken=None):
     """What training writes: a composite checkpoint whose item params is the parameters."""
     saved = {}
     with ocp.CheckpointManager(workdir / "checkpoints" / "train") as manager:
         for step in steps:
             saved[step] = init_params(CONFIG, jax.random.key(step))
+            if broken:
+                saved[step]["layers"][broken] = saved[step]["layers"][broken].at[1, 2].set(jnp.nan)
             items = ocp.args.Composite(
                 params=ocp.args.StandardSave(saved[step]), state=ocp.args.StandardSave({"step": np.int32(step)})
             )
@@ -131,6 +138,9 @@ def test_parameters_of_another_shape_are_named(model, tmp_path):
     (own / "policy.json").write_text(text.replace('"mlp_dim": 12', '"mlp_dim": 16'))
     with pytest.raises(ValueError, match=r"parameter layers/down must be \(2, 16, 8\), got \(2, 12, 8\)"):
         open_checkpoint(own)
+    (own / "policy.json").write_text(text.replace('"num_layers": 2', '"num_layers": 1000000000000'))
+    with pytest.raises(ValueError, match=r"layers/down must be \(1000000000000, 12, 8\), got \(2, 12, 8\)"):
+        open_checkpoint(own)
     (own / "policy.json").write_text(text.replace('"qkv_bias": true', '"qkv_bias": false'))
     with pytest.raises(ValueError, match=r"parameter layers/k_bias must be absent, got \(2, 4\)"):
         open_checkpoint(own)
@@ -142,6 +152,7 @@ def test_parameters_of_another_shape_are_named(model, tmp_path):
 
 
 def test_inspect_is_for_people(model, capsys):
+    fast_tokenizer(words=23).save_pretrained(model)  # and <|endoftext|>, which transformers puts into those of qwen2
     assert main(["inspect", str(model)]) == 0
     text = capsys.readouterr().out
     for line in (
@@ -150,6 +161,7 @@ def test_inspect_is_for_people(model, capsys):
         "27 tensors (27 F32), ",
         "5, 6",
         "layers/q_bias           (2, 8)",
+        f"tokenizer   {model}, 24 tokens, a chat template",
     ):
         assert line in text
     parameters = sum(x.size for x in jax.tree.leaves(init_params(CONFIG, jax.random.key(0))))
@@ -190,3 +202,57 @@ def test_the_command_runs(tmp_path, subprocess_env):
     command = [sys.executable, "-m", "salt_jax.policy.hf", "inspect", str(tmp_path)]
     run = subprocess.run(command, cwd=REPOSITORY, env=subprocess_env, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (2, "", f"error: {tmp_path} has no config.json\n")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "expected"),
+    [
+        (lambda m: None, "the tokenizer in .* cannot be read: "),
+        (lambda m: (m / "tokenizer.json").unlink(), "has no tokenizer: neither tokenizer.json nor"),
+        (lambda m: fast_tokenizer().save_pretrained(m), "12 tokens, the model a vocabulary of 24: it belongs to a"),
+        (lambda m: fast_tokenizer(template="{% for").save_pretrained(m), "the chat template cannot be read: "),
+        (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": [5, 24]}'),
+         "generation_config.json: eos_token_id 24 is outside the model's vocabulary of 24: ids are 0 to 23"),
+        (lambda m: (m / "tokenizer_config.json").write_text('{"eos_token": 3}'),
+         "tokenizer_config.json: eos_token must be a text, or an object with the text content, got 3"),
+    ],
+    ids=["unreadable", "absent", "of-another", "template", "stop-id", "end-number"],
+)  # fmt: skip
+def test_inspect_says_what_a_run_would(model, break_it, expected, capsys):
+    break_it(model)
+    assert main(["inspect", str(model)]) == 2
+    assert re.fullmatch(f"error: .*{expected}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda dtype: np.dtype(dtype).name)
+def test_a_weight_that_is_not_finite_is_named(dtype, tmp_path, capsys):
+    tensors = setup.random_tensors(setup.TINY, dtype)
+    (bad := tensors["model.layers.1.mlp.up_proj.weight"])[3, 2], bad[0, 0] = np.nan, -np.inf
+    folder, out = setup.write_checkpoint(tmp_path / "model", tensors=tensors), tmp_path / "out"
+    fast_tokenizer(words=24).save_pretrained(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    said = f"error: {folder}: tensor {name} is not finite: 1 NaN and 1 infinite of 96 numbers\n"
+    for command in (["inspect", str(folder)], ["import", str(folder), str(out)], ["export", str(folder), str(out)]):
+        assert main(command) == 2
+        assert capsys.readouterr().err == said
+    assert not out.exists()
+    assert main(["inspect", str(folder), "--headers"]) == 0
+
+
+def test_a_number_that_is_not_finite_in_a_run_or_an_imported_folder(tmp_path):
+    write_policy_json(tmp_path, CONFIG, None)
+    save_steps(tmp_path, (1,), broken="mlp_norm")
+    with pytest.raises(ValueError, match="parameter layers/mlp_norm has values that are not finite"):
+        open_checkpoint(tmp_path).load()
+    with pytest.raises(ValueError, match="parameter layers/mlp_norm has values that are not finite"):
+        open_checkpoint(tmp_path).scan()
+
+
+def test_blocks_cover_every_number(tmp_path):
+    """A scan by blocks of three rows sees the last row and the first."""
+    for row in (0, 23):
+        tensors = setup.random_tensors(setup.TINY)
+        tensors["model.embed_tokens.weight"][row, 7] = np.inf
+        folder = Safetensors(setup.write_checkpoint(tmp_path / str(row), tensors=tensors))
+        with pytest.raises(ValueError, match="tensor model.embed_tokens.weight is not finite: 0 NaN and 1 infinite of"):
+            scan(folder, "here", numbers=24)

@@ -62,9 +62,9 @@ def test_transformers_computes_the_same_from_an_export(name, with_source, tmp_pa
 
 
 def every_bfloat16(shape) -> np.ndarray:
-    """All numbers of bfloat16 but NaNs: zeros of both signs, the smallest, infinities."""
+    """All finite numbers of bfloat16: zeros of both signs, the smallest, the largest."""
     bits = np.resize(np.arange(2**16, dtype=np.uint16), shape).view(ml_dtypes.bfloat16)
-    return np.where(np.isnan(bits.astype(np.float32)), ml_dtypes.bfloat16(0), bits)
+    return np.where(np.isfinite(bits.astype(np.float32)), bits, ml_dtypes.bfloat16(0))
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -218,3 +218,26 @@ def test_a_tokenizer_of_the_callers(tmp_path):
     params = init_params(TINY, jax.random.key(0))
     hf.export(params, TINY, tmp_path / "out", tokenizer=tmp_path / "tokenizer")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
+
+
+def test_what_bfloat16_cannot_hold_is_refused(tmp_path):
+    """Its largest number is 3.3895e38; half a step further rounds to infinity."""
+    params = jax.tree.map(np.array, open_checkpoint(setup.write_checkpoint(tmp_path / "in")).load())
+    params["layers"]["up"][1, 0, 0] = 3.4e38
+    export(params, TINY, tmp_path / "float32", dtype="float32")
+    with pytest.raises(ValueError, match=r"tensor model.layers.1.mlp.up_proj.weight is not finite in bfloat16: 0 NaN"):
+        export(params, TINY, tmp_path / "out")
+    params["final_norm"][2] = np.nan
+    with pytest.raises(ValueError, match="model.norm.weight is not finite in float32: 1 NaN and 0 infinite of 8"):
+        export(params, TINY, tmp_path / "out", dtype="float32")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_byte_order_mark_is_not_exported(tmp_path):
+    source = setup.write_checkpoint(tmp_path / "in")
+    for name in ("tokenizer_config.json", "merges.txt", "chat_template.jinja"):
+        (source / name).write_bytes(b"\xef\xbb\xbf{}")
+    checkpoint = open_checkpoint(source)
+    export(checkpoint.load(), TINY, tmp_path / "out", source=checkpoint)
+    for name in ("tokenizer_config.json", "merges.txt", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == b"{}"

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from salt_jax.policy import policy_folder
 from salt_jax.policy.hf import import_checkpoint, open_checkpoint
-from salt_jax.policy.hf_tensors import Safetensors
+from salt_jax.policy.safetensors_folder import Safetensors
 from salt_jax.training.sharding import make_mesh, tree_shardings
 from tests import hf_checkpoints as setup
 from tests.house import REPOSITORY

@@ -6,13 +6,18 @@ import contextlib
 import json
 
 import pytest
+import tokenizers
 import transformers
 
 from salt_jax.policy.gguf import smollm2_path
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
 from salt_jax.tasks.paths import LFS
-from tests.pretrained_setup import WORDS
+from salt_jax.tasks.tokenizer_files import _KEYS
+from tests.pretrained_setup import TEMPLATE, WORDS
 from tests.pretrained_setup import fast_tokenizer as make
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+SHOUTS = TEMPLATE.replace("m['content']", "m['content'] | upper")
 
 
 def ids(*words: str) -> list[int]:
@@ -26,15 +31,48 @@ def ids(*words: str) -> list[int]:
         ({"system": "two"}, "one", ["<system>", "two", "<user>", "one", "<assistant>"]),
         ({"template": {"loud": True}}, "one", ["<user>", "one", "<assistant>", "?"]),
         ({"chat": False}, "one plus", ["one", " ", "plus"]),
+        ({"template": {"chat_template": "rag"}}, "one", ["<user>", "one", "<assistant>"]),
         (  # messages are taken as they are: a system message of the run does not come before them
             {"system": "two"},
             ({"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}),
-            ["<user>", "one", "<assistant>", "two", "<assistant>"],
+            ["<user>", "one", "<assistant>", "two"],  # the assistant's turn goes on
+        ),
+        (  # a system message of the data is no turn of the assistant
+            {},
+            ({"role": "user", "content": "one"}, {"role": "system", "content": "two"}),
+            ["<user>", "one", "<system>", "two", "<assistant>"],
         ),
     ],
 )
 def test_prompts(options, prompt, expected):
-    assert PretrainedTokenizer(make(), **options).encode_prompt(prompt) == ids(*expected)
+    template = {"rag": TEMPLATE} if "chat_template" in options.get("template", {}) else TEMPLATE
+    assert PretrainedTokenizer(make(template), **options).encode_prompt(prompt) == ids(*expected)
+
+
+@pytest.mark.parametrize(
+    ("added", "prompt", "expected"),
+    [
+        ("<user> $A <end>", "one plus", ["<user>", "one", " ", "plus"]),  # what it puts before a text stays
+        ("$A <end>", "one", ["one"]),
+        ("$A <other-end> <end>", "one", ["one"]),
+        ("<user> $A", "one", ["<user>", "one"]),
+        ("<user> $A <end>", "one<end>", ["<user>", "one", "<end>"]),  # the text's own
+        ("<user> $A <end>", "<end>", ["<user>", "<end>"]),
+    ],
+)
+def test_no_end_token_stands_behind_a_prompt(added, prompt, expected):
+    fast = make()
+    special = [(word, WORDS.index(word)) for word in ("<user>", "<end>", "<other-end>")]
+    fast.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(added, special_tokens=special)
+    tokenizer = PretrainedTokenizer(fast, chat=False)
+    assert tokenizer.encode_prompt(prompt) == ids(*expected)
+    assert PretrainedTokenizer(fast).encode_prompt("one") == ids("<user>", "one", "<assistant>")
+
+
+def test_a_stop_id_of_the_model_ends_where_the_tokenizer_has_no_end():
+    tokenizer = PretrainedTokenizer(make(eos_token=None, pad_token=None), stop_ids=[10, 1])
+    assert (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.pad_id) == (10, (1, 10), 10)
+    assert tokenizer.decode(ids("one", "<other-end>", "two")) == "one"
 
 
 def test_text_is_encoded_without_special_tokens_and_decoded_to_the_first_stop():
@@ -58,7 +96,19 @@ def test_pad_and_begin_default_to_the_end():
     ("make_tokenizer", "message"),
     [
         (lambda: PretrainedTokenizer(make(template=None)), "model.chat = True but the tokenizer has no chat template"),
-        (lambda: PretrainedTokenizer(make(eos_token=None)), "no end-of-sequence token"),
+        (lambda: PretrainedTokenizer(make(eos_token=None)),
+         "no end-of-sequence token, and the model no stop id: set eos_token_id in generation_config.json, or"),
+        (lambda: PretrainedTokenizer(make(template="{% for m in messages %}")), "the chat template cannot be read: "),
+        (lambda: PretrainedTokenizer(make(template={"tool": TEMPLATE, "rag": TEMPLATE})),
+         "^model.template must name the chat_template: the tokenizer has 'tool', 'rag', and no 'default'$"),
+        (lambda: PretrainedTokenizer(make(template=NO_SYSTEM), system="two"),
+         "^model.system = 'two': the model's chat template refuses a system message: no system$"),
+        (lambda: PretrainedTokenizer(make(template=NO_SYSTEM)).encode_prompt(({"role": "system", "content": "one"},)),
+         "the chat template refused a prompt: no system$"),
+        (lambda: PretrainedTokenizer(make(template=SHOUTS)).encode_prompt(({"role": "assistant", "content": "one"},)),
+         "the chat template refused a prompt: continue_final_message is set but the final message does not appear"),
+        (lambda: PretrainedTokenizer(make(), template={"add_generation_prompt": False}),
+         "^model.template = .* must not have add_generation_prompt"),
         (lambda: PretrainedTokenizer(make(), chat=False, system="x"), "model.system and model.template"),
         (lambda: PretrainedTokenizer(make(), chat=False).encode_prompt(({"role": "user", "content": "one"},)),
          "needs model.chat = True"),
@@ -111,10 +161,51 @@ def test_a_folder_without_a_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(LFS)
     with pytest.raises(ValueError, match="tokenizer.json is a Git LFS pointer"):
         load_tokenizer(tmp_path, vocab_size=11)
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ValueError, match="cannot be read") as caught:
-        load_tokenizer(tmp_path, vocab_size=11)
-    assert "\n" not in str(caught.value)
+    for text, message in (
+        ("{", "tokenizer.json is not JSON"),
+        ("[]", "tokenizer.json must hold a JSON object, got list"),
+        ("{}", "it has no 'added_tokens'"),
+        ('{"model": "BPE"}', "tokenizer.json: model must be an object, got 'BPE'"),
+        ('{"added_tokens": ["a"]}', r"tokenizer.json: added_tokens must be a list of objects, got \['a'\]"),
+        ('{"added_tokens": [], "model": {"type": "None"}}', ""),
+    ):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=f"the tokenizer in .* cannot be read: .*{message}") as caught:
+            load_tokenizer(tmp_path, vocab_size=11)
+        assert "\n" not in str(caught.value)
+
+
+WILD = (True, "", "x", 0, -1, 1e308, float("nan"), [], [[]], {}, {"content": 3}, {"content": "<end>"}, {"a": {"b": []}})
+
+
+@pytest.mark.parametrize(("file", "key"), [(file, key) for file, keys in _KEYS.items() for key in [*keys, "other"]])
+def test_files_of_wild_values_are_one_line_or_open(file, key, tmp_path):
+    """Whatever transformers would raise is one line; what is refused by its type names the file and the key."""
+    PretrainedTokenizer(make()).save(tmp_path)
+    path = tmp_path / file
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for value in WILD:
+        path.write_text(json.dumps(before | {key: value}))
+        try:
+            load_tokenizer(tmp_path, vocab_size=len(WORDS))
+        except ValueError as error:
+            said = str(error)
+        else:
+            said = ""
+        assert "\n" not in said
+        if key in _KEYS[file] and isinstance(value, list) and value:
+            assert said.startswith(f"{path}: {key} must be ")
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="must hold a JSON object, got list"):
+        load_tokenizer(tmp_path, vocab_size=len(WORDS))
+
+
+def test_byte_order_marks(tmp_path):
+    PretrainedTokenizer(make()).save(tmp_path)
+    expected = load_tokenizer(tmp_path, vocab_size=len(WORDS)).encode_prompt("one plus")
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_tokenizer(tmp_path, vocab_size=len(WORDS)).encode_prompt("one plus") == expected
 
 
 def test_code_in_a_folder_is_not_run(tmp_path):

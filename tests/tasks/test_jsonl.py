@@ -61,6 +61,23 @@ def test_several_files(write, tokenizer):
         make_jsonl("", train=f"{path},{path}", tokenizer=tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("roles", "at"), [("sua", 1), ("us", 0), ("uau", 2), ("uaua", 2), ("ut", 0), ("sa", None), ("a", None)]
+)
+def test_a_suffix_stands_behind_the_last_words_of_the_user(roles, at, write, tokenizer):
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    messages = [{"role": names[role], "content": f"{role}{i}"} for i, role in enumerate(roles)]
+    path = write("a.jsonl", [{"prompt": messages, "reference": "2"}])
+    if at is None:
+        with pytest.raises(ValueError, match=r"a.jsonl line 1: 'prompt' has no message of the user for suffix"):
+            make_jsonl("", train=path, suffix="Now.", tokenizer=tokenizer)
+        (example,) = make_jsonl("", train=path, tokenizer=tokenizer).source("train")
+    else:
+        (example,) = make_jsonl("", train=path, suffix="Now.", tokenizer=tokenizer).source("train")
+        messages[at]["content"] += " Now."
+    assert example.prompt == tuple(messages)
+
+
 def test_a_suffix(write, tokenizer):
     task = make_jsonl("", train=write("a.jsonl", ROWS), suffix="Now.", tokenizer=tokenizer)
     assert [e.prompt for e in task.source("train")] == ["1+1? Now.", "2+2? Now."]

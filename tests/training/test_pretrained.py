@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from configs import base
 from salt_jax.evaluate import read_problems
 from salt_jax.policy.hf import export, open_checkpoint
-from salt_jax.training import judging, loop, workdir
+from salt_jax.training import judging, loop, setup, workdir
 from salt_jax.training.settings import ConfigError
-from tests.pretrained_setup import CONFIG, model_folder
+from tests.pretrained_setup import CONFIG, TEMPLATE, fast_tokenizer, model_folder
 from tests.training_setup import policy_and_params
 
 PROMPTS = ("one plus one ?", "one plus two ?", "two plus two ?", "two ? plus ?")
@@ -191,6 +193,75 @@ def test_wrong_input_is_one_line_before_anything_is_written(model, tmp_path, ove
         train(c, tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+
+
+def edited(folder: Path, **changes) -> None:
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def rewritten(folder: Path, template: str) -> None:
+    fast_tokenizer(template).save_pretrained(folder)
+
+
+SYSTEM_ROW = {"prompt": [{"role": "system", "content": "one"}, {"role": "user", "content": "two"}]}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "overrides", "message"),
+    [
+        (lambda m: (m / "generation_config.json").write_text('{"eos_token_id": 99}'), {},
+         "config.model.path: .*/generation_config.json: eos_token_id 99 is outside the model's vocabulary of 11"),
+        (lambda m: (m / "tokenizer.json").write_text("{"), {}, "config.model.path: the tokenizer in .* cannot be read"),
+        (lambda m: edited(m, eos_token=None), {}, "config.model.path: .*the tokenizer has no end-of-sequence token"),
+        (lambda m: edited(m, eos_token=3), {}, "config.model.path: .*/tokenizer_config.json: eos_token must be a text"),
+        (lambda m: rewritten(m, "{% if"), {}, "config.model.path: .*the chat template cannot be read: "),
+        (lambda m: rewritten(m, NO_SYSTEM), {"model__system": "two"},
+         "config.model.system = 'two': the model's chat template refuses a system message: no system$"),
+        (lambda m: rewritten(m, NO_SYSTEM), {"task__train": SYSTEM_ROW},
+         "config.task.train: the prompt of example 'train/0': the chat template refused a prompt: no system$"),
+        (lambda m: None, {"task__test": SYSTEM_ROW, "model__chat": False},
+         "config.task.test: the prompt of example 'test/0': a prompt of messages needs model.chat = True$"),
+        (lambda m: None, {"task__suffix": "two", "task__train": {"prompt": [{"role": "system", "content": "one"}]}},
+         "config.task.train: .*.jsonl line 1: 'prompt' has no message of the user for suffix to stand behind$"),
+        (lambda m: None, {"warm_start__steps": 1},
+         "config.warm_start.steps: example 'train/0' has no solution: warm_start.steps needs one$"),
+    ],
+)  # fmt: skip
+def test_a_message_begins_with_the_key_to_change(model, tmp_path, break_it, overrides, message):
+    copy = shutil.copytree(model, tmp_path / "model")
+    break_it(copy)
+    for key, value in overrides.items():
+        if isinstance(value, dict):
+            (tmp_path / "rows.jsonl").write_text(json.dumps(value) + "\n")
+            overrides = overrides | {key: str(tmp_path / "rows.jsonl")}
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        setup.check(config(copy, tmp_path, **overrides), tmp_path / "run")
+
+
+def test_an_end_that_only_the_model_names(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "model")
+    edited(copy, eos_token=None)
+    (copy / "generation_config.json").write_text('{"eos_token_id": 10}')
+    run, _ = setup.check(config(copy, tmp_path), tmp_path / "run")
+    assert setup.make_tokenizer(run).stop_ids == (10,)
+
+
+def test_a_weight_that_is_not_finite_stops_a_run_before_its_first_step(tmp_path):
+    model_folder(tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    c = config(tmp_path / "model", tmp_path)
+    message = "^config.model.path: .*: tensor model.layers.1.mlp.up_proj.weight is not finite: 1 NaN"
+    with pytest.raises(ConfigError, match=message):
+        train(c, tmp_path / "run")
+    with pytest.raises(ConfigError, match=message):
+        judging.evaluate_run(c, None, Console(file=io.StringIO()))
 
 
 def test_a_folder_without_weights_or_with_another_tokenizer(model, tmp_path):
