@@ -68,6 +68,7 @@ _WRITTEN = (  # words with a sign, and idle ones
     (r"^(\d+)\s+(?:in|out of)\s+(\d+)$", r"\frac{\1}{\2}"),
     (r"(?<=\d)\s+(?:more|additional|extra|full|whole)\s+(?=[a-z])", " "),
     (r"^plus or minus\s+", r"\pm "),
+    (r"^(?:minus|negative)\s+(?=[\d\\])", "-"),
     (r"^(\d+)\s+to\s+(\d+)$", r"\1:\2"),
     (r"(?<=\d)\s*[個个人本枚つ개명]$", ""),
     (r"(?<=\d)\s*(?:\^\s*\{?\s*)?(?:st|nd|rd|th)\b\}?", ""),
@@ -145,6 +146,7 @@ def _fractions(text: str) -> str:
             return rf"\frac{{{m[1]}}}{{{m[2]}}}"
         return rf"\frac{{{m[3]}}}{{" if m[3] else r"\frac{"
 
+    text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
     text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}", _FRACTION.sub(braced, text))
     return re.sub(r"(\\frac\{[^{}]*\})\s*(\d|[a-zA-Z])", r"\1{\2}", text)
 
@@ -190,6 +192,8 @@ def undressed(text: str) -> str:
     while True:
         before = text
         text = re.sub(r"\s+", " ", text).strip().rstrip("\\").strip()
+        while text.endswith((" ,", " ;", " :")):
+            text = text[:-2]
         if text.endswith((".", ",", ";", ":")) and not text.endswith(("..", r"\.")):
             text = text[:-1]
         for start, end in _AROUND:

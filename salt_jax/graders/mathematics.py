@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from salt_jax.graders.dress import undressed
 from salt_jax.graders.extract import answer_text, last_boxes
-from salt_jax.graders.leaf import equation, leaf, same_families
+from salt_jax.graders.leaf import equation, is_wordy, leaf, same_families
 from salt_jax.graders.quantity import quantity
 from salt_jax.graders.structure import Node, assigned, is_symbol, read, same
 from salt_jax.graders.units import UNITS
@@ -96,6 +96,9 @@ def _in_other_dress(completion: str, text: str, gold: Node) -> bool:
         boxes = last_boxes(completion, len(gold.parts))
         if len(boxes) > 1:
             return same(read(", ".join(undressed(box) for box in boxes)), gold, leaf, equation)
+    decided = re.match(r"^(yes|no|true|false)\b[,.;:]", undressed(text).casefold())  # No, it is not
+    if decided and decided[1] == gold.text.casefold():
+        return True
     mixed = re.match(r"^(\d+) and (?:an? )?(\\frac.*|\d+/\d+)$", undressed(text))
     if mixed and same(read(f"{mixed[1]} {mixed[2]}"), gold, leaf, equation):
         return True
@@ -118,8 +121,11 @@ def _answer(node: Node) -> str:
         size = UNITS.get(found.word, ("", Fraction(1)))[1]
         value = found.value / 100 if found.unit == "%" else found.value / size
         return str(value) if max(abs(value.numerator), value.denominator) < 10**WRITTEN else node.text
-    value = read_whole(node.text)
-    return node.text if value is None else normal_form(value)
+    value = None if is_wordy(node.text) else read_whole(node.text)
+    try:
+        return node.text if value is None else normal_form(value)
+    except Exception:  # sympy's: poles, matrices of other shapes
+        return node.text
 
 
 def math_equal(

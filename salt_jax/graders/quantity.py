@@ -205,7 +205,7 @@ def quantity(text: str) -> Quantity | None:
         return None
     if text[0].isalpha():
         timed = clock_time(text)
-        text = in_digits(text) if timed == text else timed
+        text = re.sub(r"^(?:minus|negative)\s+", "-", in_digits(text)) if timed == text else timed
     elif text[-1].isalpha() or " to " in text or " past " in text:
         text = clock_time(text)
     elif "'" in text or '"' in text:

@@ -41,9 +41,10 @@ _CASES = re.compile(r"^\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1
 _NAME = r"(?!\\?(?:not|neq?|no|wrong|false|never)(?![a-zA-Z]))(?:[a-zA-Z]|[A-Z]{2,3}|[a-zA-Z]{3,}|\\[a-zA-Z]+)(?:'+|\s*_\s*(?:\{[^{}]*\}|\w))?"
 _SYMBOL = re.compile(  # x, x_1, AB, AB : BC, a + b, \\angle A, area, f(x), |z|, (x, y)
     rf"^(?:{_NAME}(?:\s*:\s*{_NAME})*|[a-z](?:\s*\+\s*[a-z])+"
-    r"|m?\s*\\(?:angle|triangle|vec|overrightarrow)\s*\{?[a-zA-Z]{1,3}\}?"
+    r"|\\frac\{(?:d|\\partial)\s*\w*\}\{(?:d|\\partial)\s*\w\}|m?\s*\\(?:angle|triangle|vec|overrightarrow)\s*\{?[a-zA-Z]{1,3}\}?"
     rf"|[a-zA-Z]'*\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
 )
+_SET_NAME = re.compile(r"^[A-Z](?:\s*\\(?:cap|cup|setminus|times)(?![a-zA-Z])\s*[A-Z])*$|^[A-Z]\s*\^\s*\{?[-\w]+\}?$")
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
 _JOIN = re.compile(r"(?<=[\d}])\s+[oóye]\s+(?=[a-z]\s*=|-?\d+$)|\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])")
 _OR = re.compile(r"\s*,?\s+(?:or|oder|ou|или|ó)\s+|\s*;\s*|\s*\\(?:lor|vee)(?![a-zA-Z])\s*")
@@ -163,7 +164,12 @@ def _environment(text: str, below: Below) -> Node | None:
     if cases and "\\\\" not in cases[2]:
         return below(cases[2].replace("&", " "))
     if cases:
-        rows = [row.replace("&", " ").strip().rstrip(",") for row in re.split(r"\\\\", cases[2]) if row.strip()]
+        rows = [row for row in re.split(r"\\\\", cases[2]) if row.strip()]
+        cells = [[cell.strip().rstrip(",") for cell in row.split("&")] for row in rows]
+        if cases[1] == "cases" and all(len(row) == 2 and row[0] and row[1][:1] != "=" for row in cells):  # conditions
+            pairs = [(row[0], re.sub(r"^(?:if|for|when|where)\s+", "", row[1])) for row in cells]
+            return Node("list", text, tuple(Node("tuple", text, tuple(map(below, pair)), "[]") for pair in pairs))
+        rows = [row.replace("&", " ").strip().rstrip(",") for row in rows]
         return Node("list", text, tuple(below(row) for row in rows))
     rows = [row.strip() for row in split(text, _at("\\\\"))] if "\\\\" in text and "\\begin" not in text else []
     if len(rows) > 1 and all(rows):
@@ -276,7 +282,10 @@ def assigned(node: Node) -> Node:
     """The value of x in 'x = value'; another node as it is."""
     if node.kind != "equation":
         return node
-    named = _SYMBOL.match(node.parts[0].text) or node.parts[1].kind not in ("leaf", "equation")
+    name = node.parts[0].text
+    named = _SYMBOL.match(name) or (_SET_NAME.match(name) and node.parts[1].kind not in ("leaf", "equation"))
+    if name.startswith("(") and sorted(of := re.findall(r"\w+", name)) != of:
+        return node  # (y, x) = (1, 2)
     return node.parts[1] if named else node
 
 
@@ -295,6 +304,8 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
         return True
     if a.kind == b.kind == "equation":
         names = [node.parts[0].text.replace(" ", "") for node in (a, b)]
+        if any(r"\in" in x.text and r"\in" not in y.text and x.parts[1].kind == "leaf" for x, y in ((a, b), (b, a))):
+            return False
         if names[0] == names[1] and all(assigned(node) is not node for node in (a, b)):
             return again(a.parts[1], b.parts[1])
         return equation(a.text, b.text)
@@ -318,9 +329,14 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
         names = [_names(node) for node in (a, b)]
         if names[0] and names[1] and names[0] != names[1]:
             return False
-        bare = all(len(of) < 2 for of in names)  # without names, or with one: then the values count
+        several = [len({name.partition("_")[0] for name in of}) > 1 for of in names]
+        plain = [all(part.kind != "equation" for part in node.parts) for node in (a, b)]
+        if (several[0] and plain[1]) or (several[1] and plain[0]):  # x = 1, y = 2 for 1, 2
+            values = [[assigned(part) for part in _in_order(node)] for node in (a, b)]
+            return len(values[0]) == len(values[1]) and all(map(again, *values))
+        bare = not any(several)  # without names, or with one: then the values count
         lists = [[assigned(x) for x in node.parts] if bare else list(node.parts) for node in (a, b)]
-        if _matched(lists[0], lists[1], again):
+        if _matched(lists[0], lists[1], lambda x, y: ("set" in (x.kind, y.kind)) <= (x.kind == y.kind) and again(x, y)):
             return True
         return bool(_RELATION.search(a.text + b.text)) and leaf(a.text, b.text)
     kinds = {a.kind, b.kind}
@@ -333,7 +349,7 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
         return (b if a.kind == "set" else a).text == r"\emptyset"
     if "set" in kinds and kinds != {"set"}:
         single, other = (a, b) if a.kind == "set" else (b, a)
-        if r"\emptyset" in other.text:  # {∅} is not ∅
+        if r"\emptyset" in other.text or any(part.text == r"\emptyset" for part in single.parts):  # {∅} is not ∅
             return False
         return other.kind == "leaf" and len(single.parts) == 1 and again(single.parts[0], other)
     both = a.text + b.text

@@ -53,7 +53,7 @@ _SHORT = {
     "millimeter": "mm",
 }  # fmt: skip
 _WORD = re.compile(
-    r"\s*(?P<word>[%€£¥₹¢]|percent(?:age points?)?|per cent|(?:square|cubic) [a-zA-Z]+"
+    r"\s*(?P<word>[%€£¥₹¢]|percent(?:age points?)?|per cent|(?:square|cubic|sq\.?|cu\.?) [a-zA-Z]+"
     r"|\^\s*\{?\s*\\circ\s*\}?(?:\s*[CF](?![a-zA-Z]))?|degrees? (?:Celsius|celsius|Fahrenheit|fahrenheit)"
     r"|[a-zA-Z]+\s+[a-zA-Z]\s*\^\s*\{?-\d\}?"
     r"|[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?(?:\s+(?:per|of|sterling)\s+[a-zA-Z]+)?(?:\s*\^\s*\{?[23]\}?)?)"
@@ -76,7 +76,7 @@ def unit_at(text: str, at: int) -> tuple[str, Fraction, str, int] | None:
     word = re.sub(r"\s*([/^])\s*", r"\1", re.sub(r"\s+", " ", re.sub(r"[{}]", "", found["word"])))
     if "circ" in word:
         word = "^\\circ" + (word[-1] if word[-1] in "CF" else "")
-    for long, power in (("square ", "^2"), ("cubic ", "^3")):
+    for long, power in (("square ", "^2"), ("cubic ", "^3"), ("sq ", "^2"), ("cu ", "^3"), ("sq. ", "^2"), ("cu. ", "^3")):
         if word.startswith(long):
             word = _SHORT.get(word[len(long) :].rstrip("s"), word[len(long) :].rstrip("s")) + power
     word = re.sub(r"^(\w+?)s? per (\w+)$", lambda m: f"{_SHORT.get(m[1], m[1])}/{_SHORT.get(m[2], m[2])}", word)
@@ -86,7 +86,7 @@ def unit_at(text: str, at: int) -> tuple[str, Fraction, str, int] | None:
         if name in UNITS:
             return *UNITS[name], word, found.end()
     name = word.lower().split("^")[0]
-    many = (name.endswith("s") and not name.endswith(("ss", "us", "is"))) or name in _MANY or " of " in name
+    many = (name.endswith("s") and not name.endswith(("ss", "us", "is", "ths"))) or name in _MANY or " of " in name
     if {name, name.rstrip("s")} & NOT_UNITS or len(name) < 3 or not many:  # a symbol, or a word that says something else
         return None
     return "=" + word.lower().rstrip("s"), Fraction(1), word, found.end()

@@ -18,10 +18,15 @@ from salt_jax.graders.verdict import GraderError
 LONGEST, DEEPEST = 400, 12  # characters and brackets within brackets of what is read
 _HUGE = re.compile(  # exponents, factorials and binomials that are not worked out
     r"\^\s*\{?\s*[-+(]*\s*(?:\d{5,}|\{?\s*\d+\s*\^)|\d{5,}\s*[)}]?\s*!|!\s*!|\([^()a-zA-Z]*\^[^()a-zA-Z]*\)\s*!"
-    r"|\\binom\s*\{?\s*\d{6,}|\d{300,}|\^\s*\{[^{}a-zA-Z]*\d[^{}a-zA-Z]*\^|\\(?:sum|prod|int|lim)(?![a-zA-Z])"
+    r"|\\binom\s*\{?\s*\d{6,}|\d{300,}|\^\s*\{[^{}a-zA-Z]*\d[^{}a-zA-Z]*\^|\\(?:sum|prod|int|lim|gcd|lcm)(?![a-zA-Z])"
+    r"|\\(?:sin|cos|tan|sec|csc|cot)\s*\^\s*\{?\s*\d\d|\([^()]*(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])[^()]*\)\s*\^\s*\{?\s*(?:\d\d\d|[2-9]\d)"
 )
+_HARD = re.compile(r"\\sqrt\s*\{[^{}]*[a-z]|\\(?:sin|cos|tan|log|ln)\s*\(?\s*[a-z]|\^\s*\{?\s*(?:\d\d|[5-9])|(?:\|[^|]*){5}")  # not solved
+_DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z]{2})")
 _TOWER = re.compile(r"(?<=\^)\s*\{\s*(\d{1,4})\s*\^\s*(?:(\d{1,2})|\{\s*(\d{1,2})\s*\})\s*\}")
-_MISREAD = re.compile(r"(?<![\d_])\d+\s+\d|\d\s*_|\d\s*\.\s*\.")
+_MISREAD = re.compile(r"(?<![\d_])\d+\s+\d|\d\s*_|\d\s*\.\s*\.|\dx\d")
+_MIXED = re.compile(r"(?<![\d.}])(\d+)\s*\\frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+LARGEST = 1e30  # a number that an expression with letters may simplify to
 PLAIN = 200  # operations of an answer that is brought to a normal form; a longer one stays as it was parsed
 DIGITS, CLOSE = 40, 1e-30  # digits of a number that is not rational, and how close two equal ones are, relatively
 ROUNDED = 1e-6  # the same where one of them is a decimal
@@ -59,6 +64,10 @@ def read_whole(text: str) -> Any:
     None too for what would take long (long texts, deep brackets, towers of powers), and for what the grammar reads as
     something else: two numbers beside each other, a digit that its base does not have.
     """
+    mixed = _MIXED.search(text)
+    if mixed and int(mixed[2]) >= int(mixed[3]) or _DERIVATIVE.search(text):
+        return None
+    text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
     text = _TOWER.sub(_power, text) if "^" in text else text
     if len(text) > LONGEST or _HUGE.search(text) or _MISREAD.search(text) or _depth(text) > DEEPEST:
         return None
@@ -113,10 +122,15 @@ def same_value(a: Any, b: Any, rounded: bool) -> bool:
         if all(x.is_rational for x in (a, b)) and not rounded:
             return bool(a.doit() == b.doit())
         x, y = (sympy.N(value, DIGITS) for value in (a, b))
-        if not (x.is_number and y.is_number) or x.has(sympy.oo, sympy.zoo, sympy.nan) or y.has(sympy.oo, sympy.nan):
+        endless = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan)
+        if not (x.is_number and y.is_number) or x.has(*endless) or y.has(*endless):
             return bool(a == b)
         scale = max(abs(x), abs(y))
         return bool(abs(x - y) <= (ROUNDED if rounded else CLOSE) * scale)
+    for x, y in ((a, b), (b, a)):  # a long number is no value of letters
+        number = isinstance(x, sympy.Expr) and not x.free_symbols and getattr(y, "free_symbols", None)
+        if number and not abs(sympy.N(x)) < LARGEST:
+            return False
     return bool(library().verify([b], [a], timeout_seconds=None, raise_on_error=True))
 
 
@@ -134,6 +148,8 @@ def real_set(text: str) -> Any:
     """The set of real numbers that a text says: of inequalities, intervals, unions and ℝ; None for all else."""
     import sympy
 
+    if len(text) > LONGEST:
+        return None
     text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
     for pattern, joined in (
         (r"\s+or\s+|\\lor(?![a-zA-Z])|\\cup(?![a-zA-Z])", sympy.Union),
@@ -162,7 +178,7 @@ def real_set(text: str) -> Any:
         if all(isinstance(x, sympy.Expr) and (x.is_number or x in (sympy.oo, -sympy.oo)) for x in ends):
             return sympy.Interval(*(_exact(x) for x in ends), found.brackets[0] == "(", found.brackets[1] == ")")
         return None
-    value = read_whole(text)
+    value = None if _HARD.search(text) else read_whole(text)
     return None if value is None else _as_set(value)
 
 
