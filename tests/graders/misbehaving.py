@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -96,3 +97,11 @@ def program(completion: str, reference: str) -> float | Verdict:
     if completion in ("hang", "kill", "exit"):
         return act(completion, reference)
     return run_tests(completion, reference, wall_limit=60)
+
+
+def kept_waiting(completion: str, reference: str, **arguments: float) -> float | Verdict:
+    """``run_tests`` on a machine that never gives the program a processor, by what is seen of it."""
+    from salt_jax.graders import clock, code
+
+    code.OwnTime = functools.partial(clock.OwnTime, look=lambda pid: ("R", 0.0))
+    return code.run_tests(completion, reference, **arguments)
