@@ -58,7 +58,7 @@ def parse_reference(reference: str) -> dict[str, Any]:
 
 def check_reference(reference: str, **_: Any) -> None:
     """ValueError for a reference that ``run_tests`` cannot use, whatever its arguments."""
-    parse_reference(reference)
+    _what(reference)
 
 
 def _fields(reference: str) -> dict[str, Any]:
@@ -66,6 +66,8 @@ def _fields(reference: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(reference)
     except RecursionError:
         raise ValueError("the reference is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"the reference is no JSON: {error}") from None
     if not isinstance(found, dict) or not set(found) <= set(KEYS):
         raise ValueError(f"the reference is no JSON object with keys among {', '.join(KEYS)}")
     defaults: dict[str, Any] = {"setup": "", "tests": [], "entry_point": None, "prefix": ""}

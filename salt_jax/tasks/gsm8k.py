@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from salt_jax.tasks.records import Row, one_line, read_rows
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
 from salt_jax.tasks.task import Example, Source, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -42,7 +43,7 @@ class _Examples:
         reasoning, answer = _split_answer(row)
         solution = f"{reasoning}\nThe answer is \\boxed{{{answer}}}.".lstrip()
         prompt = with_suffix(row.text("question"), self.suffix)
-        return Example(prompt, answer, solution, f"{self.split}/{index}")
+        return Example(prompt, answer, solution, f"{self.split}/{index}", row.where)
 
 
 def make_gsm8k(
@@ -51,6 +52,7 @@ def make_gsm8k(
     suffix: str = STEP_BY_STEP,
     boxed_only: bool = False,
     last_number: bool = False,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     r"""The GSM8K task, from a data set that TFDS prepared, or from local files; nothing is ever downloaded.
@@ -81,6 +83,7 @@ def make_gsm8k(
       suffix: what a problem is followed by; '' for nothing.
       boxed_only: only an answer in a box counts.
       last_number: without a box the last number counts.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -95,10 +98,8 @@ def make_gsm8k(
     folder = os.path.expanduser(path or os.fspath(data_dir))
     prepared = _prepared(folder)
     splits = _open_prepared(prepared, suffix) if prepared else _open_files(folder, suffix)
-    for source in splits.values():
-        for index in range(len(source)):
-            source[index]  # a row that will not do is found here, not in the middle of a run
-    return Task("gsm8k", tokenizer, splits, grader)
+    # each row is read here: one that will not do is found now, not in the middle of a run
+    return usable(Task("gsm8k", tokenizer, splits, grader), on_bad_reference)
 
 
 def _split_answer(row: Row) -> tuple[str, str]:
