@@ -57,6 +57,7 @@ def read_tests(setup: str, tests: Sequence[str], entry_point: str | None, folder
     """
     if entry_point is not None and not entry_point.isidentifier():
         raise ValueError(f"entry_point = {entry_point!r} is no name of a function")
+    setup = setup.replace("\r\n", "\n").replace("\r", "\n")
     before = _parsed("setup", setup)
     parts = [_parsed("tests", text) for text in tests]
     own = {name for read in (before, *parts) for name in _check_imports(read.tree.body, folders)}
@@ -80,7 +81,7 @@ def read_tests(setup: str, tests: Sequence[str], entry_point: str | None, folder
 
 def _parsed(what: str, text: str) -> Program:
     try:
-        return program(text.replace("\r\n", "\n"))
+        return program(text)
     except SyntaxError as error:
         where = f" (line {error.lineno})" if error.lineno else ""
         raise ValueError(f"the {what} cannot be read as Python: {error.msg or error}{where}") from None

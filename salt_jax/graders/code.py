@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-EMPTY_SECONDS = 1.0  # of the processor, for tests that are tried without a program
+EMPTY_SECONDS = 1.0  # for tests that are tried without a program
 
 
 def parse_reference(reference: str) -> dict[str, Any]:
@@ -84,7 +84,10 @@ def _fields(reference: str) -> dict[str, Any]:
 def _read(fields: dict[str, Any]) -> dict[str, Any]:
     """What the confined process is told of a reference."""
     folders = within(sys.path, _PATHS)
-    read = read_tests(fields["setup"], fields["tests"], fields["entry_point"], folders)
+    try:
+        read = read_tests(fields["setup"], fields["tests"], fields["entry_point"], folders)
+    except RecursionError:
+        raise ValueError("the tests are nested too deeply to be read") from None
     return fields | read._asdict()
 
 
@@ -147,7 +150,7 @@ def run_tests(
     limits: dict[str, Any] = {"sandbox": sandbox, "memory_mib": memory_mib}
     passed = _passes({**what, "completion": completion}, wall_limit, cpu_seconds=time_limit, **limits)
     if passed and reference not in _SEEN_TO_FAIL:
-        if _passes(what, min(2 * EMPTY_SECONDS, wall_limit), cpu_seconds=EMPTY_SECONDS, **limits, empty=True):
+        if _passes(what, EMPTY_SECONDS, cpu_seconds=EMPTY_SECONDS, **limits, empty=True):
             raise ValueError("the tests of the reference pass without a program")
         _SEEN_TO_FAIL.add(reference)
     return Verdict(float(passed))

@@ -15,12 +15,13 @@ from salt_jax.graders.names import Program, program
 TRIED, READ = 300, 1_500_000  # texts, and their characters, of a completion that are parsed; then nothing is a program
 CUTS, STARTS = 6, 8  # how often a text is shortened at its end, or begun further on, to be a program
 _START = re.compile(r"^(?:async[ ]+def|def|class|import|from|@)\b|^@", re.MULTILINE)
+_HARD = re.compile(r"^[ \t]*\u00a0[ \t\u00a0]*", re.MULTILINE)  # an indentation with spaces that do not break
 
 
 class _Answer(NamedTuple):
     """What can be run: the program; how well it fits: more of the names wanted, then better kinds, then later ones."""
 
-    names: int
+    names: int  # 2 for one that is defined, 1 for one that is imported; the entry point goes before all others
     kind: int  # 3 defines them, 2 continues the prompt's code, 1 only once indented, 0 has nothing but a head
     python: bool
     at: int
@@ -68,6 +69,7 @@ def pieces(completion: str, prefix: str, entry_point: str | None, wanted: Iterab
       ['def f(x):\n    return x']
     """
     text = completion.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff\u200b")
+    text = _HARD.sub(lambda match: " " * len(match[0]), text)
     names = frozenset(wanted) | ({entry_point} if entry_point is not None else frozenset())
     reader = _Reader(prefix, entry_point, names)
     _, thought, after = text.rpartition("</think>")
@@ -109,7 +111,14 @@ class _Reader:
         lines, before = text.split("\n"), made("").count("\n")
         for _ in range(CUTS):
             try:
-                return made("\n".join(lines)), self.parse(made("\n".join(lines)))
+                whole = made("\n".join(lines))
+                read = self.parse(whole)
+                bare = [_lines(node) for node in read.tree.body if cut and _word(node, read)]
+                if not bare:
+                    return whole, read
+                lines = whole.split("\n")
+                lines = ["" if any(i in span for span in bare) else line for i, line in enumerate(lines, 1)]
+                return "\n".join(lines), self.parse("\n".join(lines))
             except SyntaxError as error:
                 at = min((error.lineno or 0) - before, len(lines)) - 1
                 while at > 0 and (not lines[at].strip() or lines[at][0] in " \t"):
@@ -120,8 +129,11 @@ class _Reader:
         return None
 
     def _wanted(self, read: Program) -> int:
-        """How many of the names wanted a program defines; the entry point goes before all others."""
-        return len(read.bound & self.names) + len(self.names) * (self.entry_point in read.bound)
+        """How far a program has the names that are wanted, see ``_Answer``."""
+        imports = [node for node in read.tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        imported = {name for node in imports for name in _bound(node)}
+        score = {name: 1 if name in imported else 2 for name in read.bound & self.names}
+        return sum(score.values()) + 2 * len(self.names) * score.get(str(self.entry_point), 0)
 
     def whole(self, text: str) -> bool:
         """Whether a text is a program, or continues the prompt's."""
@@ -227,6 +239,20 @@ def _bound(node: ast.stmt) -> set[str]:
         return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     return {inner.id for target in targets for inner in ast.walk(target) if isinstance(inner, ast.Name)}
+
+
+def _lines(node: ast.stmt) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
+
+
+def _word(node: ast.stmt, read: Program) -> bool:
+    """Whether a statement is words that are code by chance, as [DONE] or O(1): of a name that nobody has."""
+    if not isinstance(node, ast.Expr):
+        return False
+    inner = list(ast.walk(node))
+    calls = [n.func for n in inner if isinstance(n, ast.Call)]
+    unknown = [n for n in inner if isinstance(n, ast.Name) and n.id in read.free]
+    return bool(unknown) and all(isinstance(call, ast.Name) and call.id in read.free for call in calls)
 
 
 def _full(found: Program, name: str) -> bool:

@@ -187,6 +187,17 @@ def test_what_the_tests_want():
     assert read_tests("", ["def check(c):\n    assert c(1) == g(2)"], "f", []) == Needs(("f", "g"), "", "", "f")
 
 
+def test_line_ends_and_depths():
+    setup = "import math\r\nx = f(1)\r\n"
+    assert read_tests(setup, ["assert x"], "f", []) == Needs(("f",), "import math", "x = f(1)\n", None)
+    parse_reference(reference("assert f(1) == 2\r\nassert f(2) == 3\r\n"))
+    parse_reference(reference("assert f(1) == 0" + " + 1" * 2_000))
+    deep = "if f(0):\n    pass\n" + "elif f(1):\n    pass\n" * 3_000 + "assert f(2)"
+    with pytest.raises(ValueError, match=r"nested too deeply|cannot be read as Python") as caught:
+        parse_reference(reference(deep))
+    assert not isinstance(caught.value, RecursionError)
+
+
 def test_only_what_the_sandbox_can_read_is_installed(tmp_path, monkeypatch):
     (tmp_path / "beside_the_run.py").write_text("raise RuntimeError('a row imports nothing')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -104,6 +104,11 @@ PROGRAMS = {
     "answer tag": f"<answer>\n{RIGHT}</answer>",
     "answer tag around a fence": f"<answer>\n{fenced(RIGHT)}</answer>",
     "class with f as its attribute, and f": fenced("class A:\n    def f(self, x):\n        return x + 5\n\n\n" + RIGHT),
+    "marks that are code by chance": f"[BEGIN]\n{RIGHT}[DONE]\n",
+    "a word before, and a list": f"python\n- add\n\n{RIGHT}\nO(1)\n```",
+    "hard spaces": fenced(RIGHT.replace("    ", "\u00a0" * 4)),
+    "usage that imports it": fenced(RIGHT) + fenced("from solution import f\nprint(f(3))"),
+    "imported": fenced("from operator import neg as f0\nf = lambda x: 1 - f0(x)\n"),
     "lambda": fenced("f = lambda x: x + 1\n"),
     "decorated": fenced("import functools\n\n\n@functools.cache\n" + RIGHT),
     "under a condition": fenced("if True:\n    def f(x):\n        return x + 1\n"),
@@ -154,6 +159,10 @@ BODIES = {
 @pytest.mark.parametrize("name", BODIES)
 def test_a_body_continues_the_prompt(name):
     assert value(BODIES[name], PREFIX) == 2
+
+
+def test_a_function_may_be_imported():
+    assert pieces(fenced("from math import gcd\n"), "", "gcd") == ["from math import gcd\n"]
 
 
 @pytest.mark.parametrize(
