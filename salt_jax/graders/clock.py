@@ -32,6 +32,21 @@ def seen(pid: int) -> tuple[str, float] | None:
         return None
 
 
+def seen_with_children(pid: int) -> tuple[str, float] | None:
+    """``seen`` of a process and the ones that it started, those that ended included in its seconds."""
+    found = seen(pid)
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+            children = [seen(int(child)) for child in file.read().split()]
+    except (OSError, ValueError, IndexError):
+        return found
+    every = [one for one in (found, *children) if one is not None]
+    ended = (int(fields[13]) + int(fields[14])) / _TICK
+    return "".join(states for states, _ in every), sum(seconds for _, seconds in every) + ended
+
+
 class OwnTime:
     """Seconds that a process computed, or slept by its own will.
 

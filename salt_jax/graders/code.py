@@ -120,7 +120,7 @@ def run_tests(
     no valid Python, or no program                        0
     too much processor time or memory, a forbidden act    0
     it waits for itself (a deadlock, sleep, input)        0, once wall_limit has passed
-    the machine keeps it waiting                          it goes on, to the pool's deadline; then missing
+    the machine keeps it waiting                          it goes on, to the end of the pool's patience; then missing
     a reference that is not one, whose tests check        missing
     nothing, or whose setup fails
     tests that also pass without a program                missing

@@ -113,11 +113,11 @@ class _Reader:
             try:
                 whole = made("\n".join(lines))
                 read = self.parse(whole)
-                bare = [_lines(node) for node in read.tree.body if cut and _word(node, read)]
+                bare = {line for node in read.tree.body if cut and _word(node, read) for line in _lines(node)}
                 if not bare:
                     return whole, read
                 lines = whole.split("\n")
-                lines = ["" if any(i in span for span in bare) else line for i, line in enumerate(lines, 1)]
+                lines = ["" if number in bare else line for number, line in enumerate(lines, 1)]
                 return "\n".join(lines), self.parse("\n".join(lines))
             except SyntaxError as error:
                 at = min((error.lineno or 0) - before, len(lines)) - 1

@@ -17,6 +17,9 @@ def act(completion: str, reference: str, **arguments: object) -> float | Verdict
     """1.0 for 'right', 0.0 for what is none of the acts."""
     if completion == "hang":
         time.sleep(1000)
+    elif completion == "slow":
+        time.sleep(0.6)
+        return 1.0
     elif completion == "hang without the lock":
         ctypes.PyDLL(None).sleep(1000)
     elif completion == "deaf":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
-from salt_jax.graders.clock import LATE, OwnTime, seen
+from salt_jax.graders.clock import LATE, OwnTime, seen, seen_with_children
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,12 @@ def test_what_is_seen_of_a_process():
     assert "R" in states  # this thread
     assert seconds == pytest.approx(sum(os.times()[:2]), abs=0.5)
     assert seen(2**22 + 1) is None
+    assert seen_with_children(2**22 + 1) is None
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        states, more = seen_with_children(os.getpid())
+        assert len(states) > len(os.listdir("/proc/self/task"))
+        assert more >= seconds
+    finally:
+        child.kill()
+        child.wait()

@@ -211,6 +211,7 @@ LARGE = {
     "tags": "<code>" * 150_000,
     "brackets": "(" * 1_000_000,
     "words": "word " * 200_000,
+    "lines of words": "word\n" * 100_000,
     "blank": "\n" * 1_000_000,
     "marks": "- " * 500_000 + "```",
     "definitions": "def f(x:\n" * 100_000,
