@@ -69,6 +69,10 @@ def read_tests(setup: str, tests: Sequence[str], entry_point: str | None, folder
     given = _parameter(check) if isinstance(check, ast.FunctionDef) and checked is not None else frozenset()
     walk = Walk([before.tree, *(part.tree for part in parts)], wanted, given)
     walk.conclude(check)
+    for name in walk.done:
+        own |= set(_check_imports(walk.functions[name].body, folders))
+    if any(_replaces(node, str(entry_point)) for part in parts for node in part.tree.body):
+        raise ValueError(f"the tests define {entry_point!r} themselves, which is the entry point")
     if checked is None and entry_point is not None and not walk.mentioned & {entry_point, *ANYTHING, *own}:
         raise ValueError(f"the tests never use {entry_point!r}, which is the entry point")
     line = next((_first_line(node) for node in before.tree.body if _needed_now(node) & wanted), None)
@@ -92,6 +96,12 @@ def _name(node: ast.stmt) -> str:
     if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
         return node.targets[0].id
     return str(getattr(node, "name", ""))
+
+
+def _replaces(node: ast.stmt, name: str) -> bool:
+    """Whether a statement gives a name to something that has nothing to do with what had it before."""
+    used = any(isinstance(n, ast.Name) and n.id == name and isinstance(n.ctx, ast.Load) for n in ast.walk(node))
+    return _name(node) == name and not used
 
 
 def _first_line(node: ast.stmt) -> int:
@@ -121,8 +131,6 @@ def _parameter(check: ast.FunctionDef) -> frozenset[str]:
 def _check_imports(body: Iterable[ast.stmt], folders: Sequence[str]) -> Iterator[str]:
     """ValueError for a module that is not there, but for those behind a condition; the names of the program's own."""
     for node in body:
-        if isinstance(node, ast.FunctionDef) and node.name == "check":
-            yield from _check_imports(node.body, folders)
         named = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
         if isinstance(node, ast.ImportFrom) and node.level:
             raise ValueError("the tests import relatively, and there is no package around them")

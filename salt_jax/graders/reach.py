@@ -240,8 +240,10 @@ def _constant(node: ast.expr) -> bool | None:
         return bool(node.value)
     if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):
         return bool(getattr(node, "elts", getattr(node, "keys", [])))
-    if isinstance(node, ast.JoinedStr | ast.Lambda):
+    if isinstance(node, ast.JoinedStr | ast.Lambda | ast.GeneratorExp):
         return True
+    if isinstance(node, ast.Call) and _called(node) in ("items", "keys", "values", "range") and _nothing(node):
+        return False
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         inner = _constant(node.operand)
         return None if inner is None else not inner
@@ -254,6 +256,13 @@ def _constant(node: ast.expr) -> bool | None:
     if isinstance(node, ast.Name) and node.id == "TYPE_CHECKING":
         return False
     return None
+
+
+def _nothing(call: ast.Call) -> bool:
+    """Whether range(0), or the items of an empty dictionary, are called for."""
+    if isinstance(call.func, ast.Attribute):
+        return _constant(call.func.value) is False
+    return len(call.args) == 1 and isinstance(call.args[0], ast.Constant) and call.args[0].value == 0
 
 
 def _inner_blocks(node: ast.stmt) -> list[tuple[list[ast.stmt], bool]]:
