@@ -19,7 +19,10 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         raise ValueError(f"configs/mbpp_7b.py:{size} is unknown; allowed: full, small")
     c = base.get_config()
     base.pretrained(c, "models/DeepSeek-R1-Distill-Qwen-7B")
-    base.set_task(c, "mbpp", path="data/mbpp.jsonl", time_limit=6.0, memory_mib=1024, sandbox="full")
+    base.set_task(
+        c, "mbpp", path="data/mbpp.jsonl", time_limit=6.0, memory_mib=1024, sandbox="full",
+        on_bad_reference="error",  # or 'skip': rows whose tests check nothing
+    )  # fmt: skip
     c.steps = 12  # two epochs of 374 problems
     c.policy.compute_dtype = "bfloat16"
     c.policy.attention = "cudnn"

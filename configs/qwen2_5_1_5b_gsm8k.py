@@ -20,7 +20,10 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         raise ValueError(f"configs/qwen2_5_1_5b_gsm8k.py:{size} is unknown; allowed: full, small")
     c = base.get_config()
     base.pretrained(c, "models/Qwen2.5-1.5B-Instruct")
-    base.set_task(c, "gsm8k", path="data/gsm8k", suffix=base.STEP_BY_STEP, boxed_only=False, last_number=False)
+    base.set_task(
+        c, "gsm8k", path="data/gsm8k", suffix=base.STEP_BY_STEP, boxed_only=False, last_number=False,
+        on_bad_reference="error",  # or 'skip': rows whose answer cannot be graded by
+    )  # fmt: skip
     c.steps = 232  # two epochs of 7,473 problems
     c.policy.compute_dtype = "bfloat16"
     c.policy.attention = "cudnn"

@@ -46,7 +46,7 @@ def train_on_math(c: config_dict.ConfigDict) -> None:
     """The paper's Table 4."""
     base.set_task(
         c, "math", train="data/math_train.jsonl", test="data/math_500.jsonl", suffix=base.STEP_BY_STEP,
-        boxed_only=False,
+        boxed_only=False, on_bad_reference="error",  # or 'skip': rows whose answer cannot be graded by
     )  # fmt: skip
     c.steps = 234  # two epochs of 7,500 problems
     c.policy.compute_dtype = "bfloat16"
@@ -75,7 +75,7 @@ def evaluate_five(c: config_dict.ConfigDict) -> None:
     """AIME24, AIME25, GSM8K, MATH-500 and GPQA-Diamond, eight samples a problem."""
     math = {"suffix": base.STEP_BY_STEP}
     base.set_task(
-        c, "mixture", seed=0,
+        c, "mixture", seed=0, on_bad_reference="error",
         parts={
             "aime24": {"task": "aime", "test": "data/aime_2024.jsonl", **math},
             "aime25": {"task": "aime", "test": "data/aime_2025.jsonl", **math},

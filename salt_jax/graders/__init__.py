@@ -15,6 +15,9 @@ salt_jax.graders.mathematics:math_equal     a plain answer, LaTeX or not        
 salt_jax.graders.reasoning:score_answer     a reasoning-gym entry, as JSON            extra `gym`
 salt_jax.graders.code:run_tests             tests of a program, as JSON               Linux, see ``confine``
 ==========================================  ========================================  ===================
+
+A module of graders may have a function ``check_reference``, which says whether a reference can be used when its file is
+read: see ``Grader.reference_check``.
 """
 
 from salt_jax.graders.pool import GraderPool

@@ -280,3 +280,9 @@ def multiple_choice(completion: str, reference: str, *, choices: str = "ABCD") -
         raise ValueError(f"the reference {reference[:100]!r} is none of {', '.join(choices)}")
     answer = find_choice(completion, choices)
     return Verdict(float(answer == reference.strip()), answer)
+
+
+def check_reference(reference: str, *, choices: str | None = None) -> None:
+    """ValueError for a reference that is none of the choices; where none are given (``exact_answer``), any will do."""
+    if choices is not None:
+        multiple_choice("", reference, choices=choices)

@@ -21,14 +21,16 @@ import os
 import secrets
 import select
 import signal
+import sys
 import tempfile
 import threading
-import time
 from typing import Any
 
 from salt_jax.graders import confine
+from salt_jax.graders.checks import read_tests
+from salt_jax.graders.clock import LOOK, OwnTime
 from salt_jax.graders.folders import empty_folder
-from salt_jax.graders.program import READY, REFUSED, child
+from salt_jax.graders.program import READY, REFUSED, USELESS, child, within
 from salt_jax.graders.verdict import GraderError, Verdict
 
 KEYS: dict[str, tuple[type, ...]] = {
@@ -36,31 +38,62 @@ KEYS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+EMPTY_SECONDS = 1.0  # for tests that are tried without a program
+
+
 def parse_reference(reference: str) -> dict[str, Any]:
-    """The fields of a reference, all there.
+    """The fields of a reference, all there; its tests parse, import what is there, and check something.
 
     Raises:
-      ValueError: unless it is a JSON object with those fields, and at least one test.
+      ValueError: unless it is a JSON object with those fields, and tests that check a program (``checks``).
 
     Example:
       >>> parse_reference('{"tests": "assert f(1) == 2"}')
       {'setup': '', 'tests': ['assert f(1) == 2'], 'entry_point': None, 'prefix': ''}
     """
+    found = _fields(reference)
+    _read(found)
+    return found
+
+
+def check_reference(reference: str, **_: Any) -> None:
+    """ValueError for a reference that ``run_tests`` cannot use, whatever its arguments."""
+    _what(reference)
+
+
+def _fields(reference: str) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(reference)
     except RecursionError:
         raise ValueError("the reference is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"the reference is no JSON: {error}") from None
     if not isinstance(found, dict) or not set(found) <= set(KEYS):
         raise ValueError(f"the reference is no JSON object with keys among {', '.join(KEYS)}")
     defaults: dict[str, Any] = {"setup": "", "tests": [], "entry_point": None, "prefix": ""}
     found = defaults | found
     for name, kinds in KEYS.items():
         if not isinstance(found[name], kinds):
-            raise ValueError(f"{name} = {found[name]!r} of the reference has the wrong type")
+            raise ValueError(f"{name} = {found[name]!r:.100} of the reference has the wrong type")
     tests: list[Any] = [found["tests"]] if isinstance(found["tests"], str) else list(found["tests"])
     if not all(isinstance(test, str) for test in tests) or not any(test.strip() for test in tests):
         raise ValueError("the reference has no tests: any program would pass")
     return found | {"tests": tests}
+
+
+def _read(fields: dict[str, Any]) -> dict[str, Any]:
+    """What the confined process is told of a reference."""
+    folders = within(sys.path, _PATHS)
+    try:
+        read = read_tests(fields["setup"], fields["tests"], fields["entry_point"], folders)
+    except RecursionError:
+        raise ValueError("the tests are nested too deeply to be read") from None
+    return fields | read._asdict()
+
+
+@functools.lru_cache(maxsize=256)
+def _what(reference: str) -> dict[str, Any]:
+    return _read(_fields(reference))
 
 
 def run_tests(
@@ -74,27 +107,32 @@ def run_tests(
 ) -> Verdict:
     """1.0 if a program passes all its tests, else 0.0.
 
-    The program is the completion's last block fenced as Python (see ``program.extract_program``). It runs after `setup`
-    and, where it does not define `entry_point` itself, as a continuation of `prefix` (HumanEval's prompt); then the
-    tests run in the same module, and `check(entry_point)` where they define such a function.
+    The program is the completion's last whole one that defines what the tests use (see ``solution.pieces``). It runs
+    after `setup` and, where it does not define `entry_point` itself, as a continuation of `prefix` (HumanEval's
+    prompt); then the tests run in the same module, and `check(entry_point)` where they define such a function. What of
+    `setup` uses the program's own names runs between the two.
 
-    ====================================================  ==============================
+    ====================================================  ===================================================
     what happens                                          reward
-    ====================================================  ==============================
+    ====================================================  ===================================================
     every test passes                                     1
     an assertion fails, anything is raised, exits         0
     no valid Python, or no program                        0
     too much processor time or memory, a forbidden act    0
-    wall_limit passes with processor time left            missing: sleep, or a busy machine
-    a reference that is not one                           missing
-    ====================================================  ==============================
+    it waits for itself (a deadlock, sleep, input)        0, once wall_limit has passed
+    the machine keeps it waiting                          it goes on, to the end of the pool's patience; then missing
+    a reference that is not one, whose tests check        missing
+    nothing, or whose setup fails
+    tests that also pass without a program                missing
+    ====================================================  ===================================================
 
     Args:
       completion: what the policy wrote.
       reference: JSON object: "tests" (a text or a list of texts), and "setup", "prefix" (texts), "entry_point" (a
         name) where needed.
       time_limit: processor seconds, rounded up to whole ones.
-      wall_limit: seconds; below the pool's deadline, so that it does not cost the worker.
+      wall_limit: seconds, of which those that the program waits for a processor or the disk do not count
+        (``clock.OwnTime``); some way below the pool's deadline, so that it does not cost the worker.
       memory_mib: address space, MiB.
       sandbox: 'full', or 'limits' for machines that cannot confine and programs that mean no harm.
 
@@ -104,35 +142,50 @@ def run_tests(
     Raises:
       GraderError: an unknown sandbox, a machine that lacks its protections, or a process with threads, which must not
         fork: programs are graded in the workers of ``GraderPool``.
-      ValueError: a reference that is not one.
-      TimeoutError: see the table.
+      ValueError: a reference that is not one, see the table.
+      ChildProcessError: a process that ended, or waited, before the program began.
     """
     _check(sandbox)
-    what = {"completion": completion, **parse_reference(reference)}
+    what = _what(reference)
+    limits: dict[str, Any] = {"sandbox": sandbox, "memory_mib": memory_mib}
+    passed = _passes({**what, "completion": completion}, wall_limit, cpu_seconds=time_limit, **limits)
+    if passed and reference not in _SEEN_TO_FAIL:
+        if _passes(what, EMPTY_SECONDS, cpu_seconds=EMPTY_SECONDS, **limits, empty=True):
+            raise ValueError("the tests of the reference pass without a program")
+        _SEEN_TO_FAIL.add(reference)
+    return Verdict(float(passed))
+
+
+def _passes(what: dict[str, Any], wall_limit: float, *, empty: bool = False, **limits: Any) -> bool:
+    """Whether a program comes to the end of its tests, in a process of its own; ``empty``: what comes without one."""
     folder = _folder()
     try:
         nonce = secrets.token_bytes(16)
         read, write = os.pipe()
         pid = os.fork()
         if pid == 0:
-            child(write, nonce, folder, _PATHS, sandbox, time_limit, memory_mib, **what)
+            child(write, nonce, folder, _PATHS, empty=empty, what=what, **limits)
         try:
             os.close(write)
-            message = _message(read, 1 + len(nonce), time.monotonic() + wall_limit)
+            message = _message(read, 1 + len(nonce), OwnTime(pid), wall_limit)
         finally:
             os.close(read)
             _end(pid)
     finally:
         empty_folder(folder)
-    if message is None:
-        raise TimeoutError(f"the program did not end in {wall_limit:g} s, with processor time left")
+    said = message[1:].decode(errors="replace")
     if message[:1] == REFUSED:
-        raise GraderError(f"a program could not be confined: {message[1:].decode(errors='replace')}")
-    return Verdict(float(message == READY + nonce))
+        raise GraderError(f"a program could not be confined: {said}")
+    if message[:1] == USELESS:
+        raise ValueError(f"the setup of the reference fails: {said}")
+    if not message:
+        raise ChildProcessError("the process ended or waited before the program began: in the setup, if there is one")
+    return message == READY + nonce
 
 
 _PATHS = confine.readable()
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
+_SEEN_TO_FAIL: set[str] = set()  # references whose tests do not pass without a program
 _CHECKED: set[str] = set()  # sandboxes that this process was found fit for
 
 
@@ -154,20 +207,18 @@ def _check(sandbox: str) -> None:
         raise GraderError(f"programs are graded in a GraderPool: this process has {threads} threads and must not fork")
 
 
-def _message(read: int, length: int, limit: float) -> bytes | None:
-    """What the child says, until it has said all or ended; None where time is up."""
+def _message(read: int, length: int, time: OwnTime, limit: float) -> bytes:
+    """What the child says, until it has said all, has ended or has had its time."""
     poll, message = select.poll(), b""
     poll.register(read, select.POLLIN)
-    while message[:1] == REFUSED or len(message) < length:
-        left = limit - time.monotonic()
-        if left <= 0:
-            return None
-        if not poll.poll(1000 * left):
-            continue
-        data = os.read(read, 1 << 12)
-        if not data:
+    while message[:1] in (REFUSED, USELESS) or len(message) < length:
+        if poll.poll(1000 * LOOK):
+            data = os.read(read, 1 << 12)
+            if not data:
+                break
+            message += data
+        elif time.passed() >= limit:
             break
-        message += data
     return message
 
 

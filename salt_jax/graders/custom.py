@@ -49,3 +49,18 @@ def by_name(completion: str, reference: str, /, **graders: Mapping[str, Any]) ->
     if name not in graders:
         raise ValueError(f"part {name!r} has no grader; there are {', '.join(graders)}")
     return Grader(graders[name]["path"], graders[name]["arguments"])(completion, own)
+
+
+def check_reference(
+    reference: str, *, path: str | None = None, arguments: Mapping[str, Any] | None = None, **_: Any
+) -> None:
+    """What the module of a user's function says of a row, by a function check_reference(row, **arguments) of its own.
+
+    The parts of a mixture are checked when they are made.
+
+    Raises:
+      ValueError: what that function raises.
+    """
+    own = Grader(path, arguments or {}).reference_check() if isinstance(path, str) else None
+    if own is not None:
+        own(json.loads(reference))

@@ -24,13 +24,15 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Any
 
+from salt_jax.graders.clock import OwnTime, seen_with_children
 from salt_jax.graders.folders import remove_folder
 from salt_jax.graders.verdict import Grader, GraderError, Grades, Verdict, gather
 
 AHEAD = 8  # items sent to a worker before it asks: it never waits for the pool
 START_LIMIT = 120.0  # seconds for a worker to import its grader
 FUTILE = 3  # workers in a row that may die without having begun anything
-GLANCE = 0.2  # seconds between looks for workers that died in silence
+GLANCE = 0.2  # seconds between looks for workers that died in silence, or are kept waiting
+PATIENCE = 8  # deadlines after which an item is late, however little of the processor it had
 CHUNK = 1 << 16
 HEARD = 64 * CHUNK  # bytes of a worker that are taken in at once
 REPLY = 1 << 26  # bytes of the longest reply; a verdict has a few dozen
@@ -50,6 +52,8 @@ class _Worker:
         self.started: int | None = None
         self.ready = self.ended = False
         self.since = time.monotonic()  # when it last said something, or was given something to do
+        self.kept = 0.0  # seconds since then that the machine kept from it
+        self.clock: OwnTime | None = None  # of the item in hand
         theirs_read, self.write = os.pipe()
         self.read, theirs_write = os.pipe()
         theirs_lifeline, self.lifeline = os.pipe()
@@ -170,7 +174,9 @@ class GraderPool:
     raises ``GraderError``                      ends ``grade`` with that error: no item could be graded
     ==========================================  ==========================================================
 
-    A deadline runs from when a worker begins the item. Items that a dead worker had not begun go to another.
+    A deadline runs from when a worker begins the item, and leaves out what a busy machine keeps from it (``clock``), so
+    that no reward depends on the load; after eight times as many seconds by the wall it is over. Items that a dead
+    worker had not begun go to another.
 
     Args:
       grader: what to run.
@@ -306,6 +312,8 @@ class _Session:
         look = now > self.looked + GLANCE
         self.looked = now if look else self.looked
         for worker in list(self.workers):
+            if worker.clock is not None and (look or now > self.limit(worker)):
+                worker.kept = max(0.0, time.monotonic() - worker.since - worker.clock.passed())
             if self.busy(worker) and now > self.limit(worker):
                 self.hear(worker)  # it may have spoken meanwhile
                 if worker in self.workers and time.monotonic() > self.limit(worker):
@@ -320,7 +328,9 @@ class _Session:
 
     def limit(self, worker: _Worker) -> float:
         """When a busy worker is late: with its import, its item, or with saying that it began one."""
-        return worker.since + (self.pool.deadline if worker.started is not None else START_LIMIT)
+        deadline = self.pool.deadline
+        limit = min(deadline + worker.kept, PATIENCE * deadline) if worker.started is not None else START_LIMIT
+        return worker.since + limit
 
     def hear(self, worker: _Worker) -> None:
         """Takes in what a worker said."""
@@ -336,7 +346,7 @@ class _Session:
         """One reply; false where it breaks the protocol, so that its worker is not to be trusted."""
         if not isinstance(reply, dict):
             return False
-        worker.since = time.monotonic()
+        worker.since, worker.kept, worker.clock = time.monotonic(), 0.0, None
         if "fatal" in reply:
             raise GraderError(str(reply["fatal"]))
         if "ready" in reply:
@@ -348,6 +358,7 @@ class _Session:
         self.futile = 0
         if "start" in reply:
             worker.started = item
+            worker.clock = OwnTime(worker.process.pid, seen_with_children)
             return True
         worker.started = None
         worker.items.popleft()

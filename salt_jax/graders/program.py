@@ -1,102 +1,113 @@
 """What runs inside the confined process: the one file of this project that executes text.
 
-Nothing here decides anything: the process reports that it was confined, runs the program and its tests, and, if all
-of that came to its end, writes what its parent gave it to write.
+Nothing here decides anything: the process is confined, runs the setup, reports that the program begins, runs it and its
+tests, and, if all of that came to its end, writes what its parent gave it to write.
 """
 
 from __future__ import annotations
 
-import ast
 import os
 import random
-import re
 import sys
 import tempfile
 import types
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from salt_jax.graders.confine import confine
+from salt_jax.graders.solution import pieces
 
-READY, REFUSED = b"+", b"-"
+READY, REFUSED, USELESS = b"+", b"-", b"!"  # the program begins; the process is not confined; the setup fails
 RESULT = 3  # the descriptor of the pipe to the parent
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
-_CHECK = re.compile(r"^def check\(", re.MULTILINE)
 
 
-def extract_program(completion: str) -> str:
-    r"""The last block fenced as Python; else the last fenced without a language; else the text itself.
+class Anything:
+    """What nothing is known of: it can be called, its attributes are of its kind, and none equals another."""
 
-    A block that the end of the text cuts off counts.
+    def __call__(self, *_: object, **__: object) -> Any:
+        """Another one of its kind."""
+        return type(self)()
 
-    Example:
-      >>> extract_program("First\n```python\nx = 1\n```\nthen\n```\nx = 2\n```\n")
-      'x = 1\n'
-      >>> extract_program("    return x\n")
-      '    return x\n'
+    def __getattr__(self, name: str) -> Any:
+        """Another one of its kind; Python's own attributes are not there."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(self)()
+
+
+class Everything(Anything):
+    """``Anything`` that equals whatever it is compared with."""
+
+    def __eq__(self, _: object) -> bool:
+        """True."""
+        return True
+
+    __hash__ = object.__hash__
+
+
+def nothing(*_: object, **__: object) -> None:
+    """A function that does nothing."""
+
+
+def module() -> types.ModuleType:
+    """A new module for a program, which its classes can look up."""
+    found = types.ModuleType("program")
+    sys.modules["program"] = sys.modules["__main__"] = found
+    return found
+
+
+def execute(text: str, place: types.ModuleType) -> None:
+    """Runs a text in a module; whatever goes wrong is raised."""
+    exec(compile(text, "<program>", "exec", dont_inherit=True), place.__dict__)
+
+
+def examine(place: types.ModuleType, tests: Iterable[str], checked: str | None) -> None:
+    """Runs tests, and the function ``check`` that they define, where there is something for it to check."""
+    for text in tests:
+        execute(text, place)
+    if checked is not None:
+        place.check(getattr(place, checked))
+
+
+def run(
+    *, completion: str, setup: str, late: str, prefix: str, entry_point: str | None, wanted: Iterable[str],
+    tests: list[str], checked: str | None,
+) -> Iterator[None]:  # fmt: skip
+    """Runs setup, program and tests in one module; whatever goes wrong is raised. Yields before the program begins.
+
+    Args:
+      late: what of the setup uses the program's names.
+      wanted: names that the tests use, see ``solution.pieces``.
+      checked: what the tests' function ``check`` is called with; None for none.
     """
-    blocks = [(match[1].lower(), match[2]) for match in _FENCE.finditer(completion)]
-    for languages in (("python", "py", "python3"), ("",)):
-        found = [text for language, text in blocks if language in languages]
-        if found:
-            return found[-1]
-    return completion
+    place = module()
+    execute(setup, place)
+    yield
+    for text in pieces(completion, prefix, entry_point, wanted):
+        execute(text, place)
+    execute(late, place)
+    examine(place, tests, checked)
 
 
-def defines(program: str, name: str) -> bool:
-    """Whether a program, which need not be valid, defines a function, class or variable at its top.
-
-    Example:
-      >>> defines("def f(x):\\n    return x", "f"), defines("    return x", "f")
-      (True, False)
-    """
-    try:
-        body = ast.parse(program).body
-    except SyntaxError:
-        return False
-    for node in body:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name == name:
-            return True
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            return True
-    return False
-
-
-def pieces(completion: str, prefix: str, entry_point: str | None) -> list[str]:
-    """What to run in turn: the completion's program, with the prompt's code before it where it continues that.
-
-    A completion that defines the entry point itself may still need the prompt's imports and helpers: the prompt, a
-    function with nothing but a docstring, runs first where it is valid on its own.
-
-    Example:
-      >>> pieces("    return x", "def f(x):\\n", "f")
-      ['def f(x):\\n    return x']
-    """
-    program = extract_program(completion)
-    if not prefix:
-        return [program]
-    if entry_point is None or not defines(program, entry_point):
-        return [prefix + program]
-    try:
-        ast.parse(prefix)
-    except SyntaxError:
-        return [program]
-    return [prefix, program]
-
-
-def run(completion: str, setup: str, tests: list[str], entry_point: str | None, prefix: str) -> None:
-    """Runs setup, program and tests in one module; whatever goes wrong is raised."""
-    module = types.ModuleType("program")  # dataclasses and typing look a class's module up
-    sys.modules["program"] = sys.modules["__main__"] = module
-    for text in [setup, *pieces(completion, prefix, entry_point), *tests]:
-        exec(compile(text, "<program>", "exec", dont_inherit=True), module.__dict__)
-    if entry_point is not None and any(_CHECK.search(text) for text in tests):
-        module.check(getattr(module, entry_point))
+def run_without(
+    *, setup: str, late: str, wanted: Iterable[str], tests: list[str], checked: str | None, **_: object
+) -> Iterator[None]:
+    """Runs tests without a program: all names they want do nothing, or are anything. Raises where tests see that."""
+    yield
+    for stand_in in (nothing, Anything(), Everything()):
+        place = module()
+        execute(setup, place)
+        place.__dict__.update(dict.fromkeys(wanted, stand_in))
+        execute(late, place)
+        examine(place, tests, checked)
 
 
 def child(
     result: int, nonce: bytes, folder: str, paths: list[str], sandbox: str, cpu_seconds: float, memory_mib: int,
-    **what: object,
+    empty: bool, what: dict[str, Any],
 ) -> None:  # fmt: skip
     """The whole life of the process; never returns."""
+    begun = REFUSED
     try:
         os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_RDWR)
@@ -109,17 +120,29 @@ def child(
         os.environ.clear()
         os.environ.update({"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8"})
         tempfile.tempdir = None
-        # Modules of elsewhere cannot be read; where they were listed before, importing them would say so wrongly.
-        sys.path[:] = [path for path in sys.path if any(f"{path}/".startswith(f"{base}/") for base in paths)]
+        sys.path[:] = within(sys.path, paths)
         sys.path_importer_cache.clear()
         random.seed(0)
         confine(folder, sandbox=sandbox, cpu_seconds=cpu_seconds, memory_mib=memory_mib, paths=paths)
+        begun = USELESS
+        steps = (run_without if empty else run)(**what)
+        next(steps)
     except BaseException as error:
-        os.write(result, REFUSED + f"{type(error).__name__}: {error}".encode(errors="replace")[:1000])
+        os.write(result, begun + f"{type(error).__name__}: {error}".encode(errors="replace")[:1000])
         os._exit(1)
     try:
         os.write(RESULT, READY)
-        run(**what)  # type: ignore[arg-type]
+        next(steps, None)
         os.write(RESULT, nonce)
     finally:
         os._exit(0)
+
+
+def within(folders: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """The folders that are below one of some paths: modules of elsewhere could not be read, and would be said to be.
+
+    Example:
+      >>> within(["/usr/lib/python3", "/home/me", ""], ["/usr"])
+      ['/usr/lib/python3']
+    """
+    return [folder for folder in folders if any(f"{folder}/".startswith(f"{base}/") for base in paths)]

@@ -75,3 +75,8 @@ def score_answer(completion: str, reference: str, *, extract: str = "tag") -> Ve
     if not answer:
         return Verdict(0.0)
     return Verdict(float(dataset.score_answer(answer, entry)), answer)
+
+
+def check_reference(reference: str, **_: str) -> None:
+    """ValueError for a reference that is no entry of a generator."""
+    _parse(reference)

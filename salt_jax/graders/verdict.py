@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -96,6 +97,26 @@ class Grader:
             if isinstance(named, Mapping) and isinstance(named.get("path"), str):
                 Grader(named["path"], named.get("arguments", {})).load()
         return self.function()
+
+    def reference_check(self) -> Callable[[str], None] | None:
+        """What says of a reference, when its file is read, whether this grader can use it; None where nothing does.
+
+        It is the function ``check_reference`` of the grader's module, where there is one: called for every reference as
+        check_reference(reference, **arguments), it raises ValueError with the reason for one that no completion could
+        be graded by. It should be quick, and it must end.
+
+        Raises:
+          GraderError: as ``function``.
+
+        Example:
+          >>> check = Grader("salt_jax.graders.choice:multiple_choice", {"choices": "AB"}).reference_check()
+          >>> check("C")
+          Traceback (most recent call last):
+          ValueError: the reference 'C' is none of A, B
+        """
+        self.function()
+        found = getattr(importlib.import_module(self.path.partition(":")[0]), "check_reference", None)
+        return functools.partial(found, **self.arguments) if callable(found) else None
 
     def __call__(self, completion: str, reference: str) -> float | Verdict:
         """Grades in this process."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import (
     STEP_BY_STEP,
     Files,
@@ -29,6 +30,7 @@ def make_aime(
     train: Files = "",
     suffix: str = STEP_BY_STEP,
     boxed_only: bool = False,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The AIME task, from local files: for evaluation, one file a year; earlier years may be trained on.
@@ -47,6 +49,7 @@ def make_aime(
       train: the same of the train split.
       suffix: what a problem is followed by; '' for nothing.
       boxed_only: only an answer in a box counts.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -66,4 +69,4 @@ def make_aime(
         return Example(problem, answer.lstrip("0") or "0", row.optional_text("solution", "Solution"), name)
 
     sources = read_splits(HINT, make_example, train=train, test=test)
-    return Task("aime", tokenizer, sources, math_grader(boxed_only))
+    return usable(Task("aime", tokenizer, sources, math_grader(boxed_only)), on_bad_reference)

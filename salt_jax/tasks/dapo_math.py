@@ -8,6 +8,7 @@ import re
 from absl import logging
 
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import (
     STEP_BY_STEP,
     Files,
@@ -38,6 +39,7 @@ def make_dapo_math(
     wrapper: str = "strip",
     suffix: str = STEP_BY_STEP,
     boxed_only: bool = False,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The DAPO-Math-17k task, from local files in either of its two forms.
@@ -61,6 +63,7 @@ def make_dapo_math(
         a message that lacks it, or a text with only half of it, is an error. 'keep' takes prompts as they are.
       suffix: what a problem is followed by; '' for nothing.
       boxed_only: only an answer in a box counts.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -76,23 +79,23 @@ def make_dapo_math(
     if not splits:
         raise ValueError(f"train is not set; {HINT}")
     sources = {name: _unique(name, files, wrapper == "strip", suffix) for name, files in splits.items()}
-    return Task("dapo_math", tokenizer, sources, math_grader(boxed_only))
+    return usable(Task("dapo_math", tokenizer, sources, math_grader(boxed_only)), on_bad_reference)
 
 
 def _unique(split: str, files: Files, strip: bool, suffix: str) -> list[Example]:
-    answers: dict[str, str] = {}
+    answers: dict[str, tuple[str, str]] = {}  # and where they stand
     rows = contradicted = 0
     for row in rows_of(split, files, HINT):
         rows += 1
         problem, answer = _problem(row, strip).strip(), _answer(row).strip()
-        contradicted += answers.setdefault(problem, answer) != answer
+        contradicted += answers.setdefault(problem, (answer, row.where))[0] != answer
     logging.info(
         "dapo_math, %s: %d problems; %d rows repeat one, %d of them with another answer",
         split, len(answers), rows - len(answers), contradicted,
     )  # fmt: skip
     return [
-        Example(with_suffix(problem, suffix), answer, "", f"{split}/{i}")
-        for i, (problem, answer) in enumerate(answers.items())
+        Example(with_suffix(problem, suffix), answer, "", f"{split}/{i}", where)
+        for i, (problem, (answer, where)) in enumerate(answers.items())
     ]
 
 

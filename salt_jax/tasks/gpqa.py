@@ -7,6 +7,7 @@ import random
 
 from salt_jax.graders import Grader
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import (
     LETTER,
     Files,
@@ -28,6 +29,7 @@ def make_gpqa(
     train: Files = "",
     suffix: str = LETTER,
     seed: int = 0,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The GPQA task, from local files: the reference is the letter of the correct option.
@@ -42,6 +44,7 @@ def make_gpqa(
       train: the same of the train split.
       suffix: what a question is followed by; '' for nothing.
       seed: of the options' orders, ≥ 0.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -68,7 +71,7 @@ def make_gpqa(
 
     sources = read_splits(HINT, make_example, train=train, test=test)
     grader = Grader("salt_jax.graders.choice:multiple_choice", {"choices": LETTERS})
-    return Task("gpqa", tokenizer, sources, grader)
+    return usable(Task("gpqa", tokenizer, sources, grader), on_bad_reference)
 
 
 def _text(row: Row, name: str) -> str:

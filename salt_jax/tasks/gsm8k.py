@@ -11,6 +11,7 @@ from typing import Any
 
 from salt_jax.tasks.paths import expanded
 from salt_jax.tasks.records import Row, one_line, read_rows
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
 from salt_jax.tasks.task import Example, Source, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -43,7 +44,7 @@ class _Examples:
         reasoning, answer = _split_answer(row)
         solution = f"{reasoning}\nThe answer is \\boxed{{{answer}}}.".lstrip()
         prompt = with_suffix(row.text("question"), self.suffix)
-        return Example(prompt, answer, solution, f"{self.split}/{index}")
+        return Example(prompt, answer, solution, f"{self.split}/{index}", row.where)
 
 
 def make_gsm8k(
@@ -52,6 +53,7 @@ def make_gsm8k(
     suffix: str = STEP_BY_STEP,
     boxed_only: bool = False,
     last_number: bool = False,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     r"""The GSM8K task, from a data set that TFDS prepared, or from local files; nothing is ever downloaded.
@@ -82,6 +84,7 @@ def make_gsm8k(
       suffix: what a problem is followed by; '' for nothing.
       boxed_only: only an answer in a box counts.
       last_number: without a box the last number counts.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -99,10 +102,8 @@ def make_gsm8k(
         raise ValueError(f"path: {error}") from None
     prepared = _prepared(folder)
     splits = _open_prepared(prepared, suffix) if prepared else _open_files(folder, suffix)
-    for source in splits.values():
-        for index in range(len(source)):
-            source[index]  # a row that will not do is found here, not in the middle of a run
-    return Task("gsm8k", tokenizer, splits, grader)
+    # each row is read here: one that will not do is found now, not in the middle of a run
+    return usable(Task("gsm8k", tokenizer, splits, grader), on_bad_reference)
 
 
 def _split_answer(row: Row) -> tuple[str, str]:

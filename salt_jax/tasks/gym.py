@@ -10,6 +10,7 @@ from typing import Any
 
 from salt_jax.graders import Grader
 from salt_jax.graders.extract import EXTRACT
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import check_choice, check_integer, check_text, need_tokenizer, plain
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -37,6 +38,7 @@ def make_reasoning_gym(
     num_test: int = 500,
     seed: int = 0,
     extract: str = "tag",
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """A Reasoning Gym task: problems of one generator, graded by that generator.
@@ -58,6 +60,7 @@ def make_reasoning_gym(
       seed: chooses the problems, 0 to 1023.
       extract: where the answer stands, which the prompt then says: 'tag' (<answer>46</answer>), 'boxed',
         'last_number' (lenient, for models too small for a format), 'last_line' or 'text' (nothing but the answer).
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -109,7 +112,7 @@ def make_reasoning_gym(
         split: [make(item, f"{split}/{i}") for i, item in enumerate(items)]
         for split, items in (("train", train), ("test", test))
     }
-    return Task("reasoning_gym", tokenizer, sources, grader)
+    return usable(Task("reasoning_gym", tokenizer, sources, grader), on_bad_reference)
 
 
 def _generator(name: str, options: Mapping[str, Any], seed: int, size: int) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 from salt_jax.graders import Grader
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import Files, check_choice, check_text, need_tokenizer, read_splits
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -26,6 +28,7 @@ def make_humaneval(
     time_limit: float = 6.0,
     memory_mib: int = 1024,
     sandbox: str = "full",
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The HumanEval task, from local files: reward 1 where a problem's tests pass.
@@ -49,6 +52,7 @@ def make_humaneval(
       time_limit: processor seconds that a completion and its tests may take.
       memory_mib: memory they may take, in MiB.
       sandbox: 'full' or 'limits', see ``salt_jax.graders.code``.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -67,7 +71,7 @@ def make_humaneval(
             row.text("entry_point"),
         )
         test = row.text("test")
-        if "def check(" not in test:
+        if not re.search(r"\bdef\s+check\b", test):
             raise row.error("'test' does not define check(candidate)")
         # The grader calls check(entry_point) itself.
         reference = {"setup": "", "tests": [test], "entry_point": entry_point, "prefix": head}
@@ -84,11 +88,12 @@ def make_humaneval(
         )
 
     sources = read_splits(HINT, make_example, train=train, test=test)
-    return Task("humaneval", tokenizer, sources, code_grader(time_limit, memory_mib, sandbox))
+    grader = code_grader(time_limit, memory_mib, sandbox)
+    return usable(Task("humaneval", tokenizer, sources, grader), on_bad_reference)
 
 
 def code_grader(time_limit: float, memory_mib: int, sandbox: str) -> Grader:
-    """Runs a completion's program and tests, within limits; by the clock, half as long again as ``time_limit``.
+    """Runs a completion's program and tests, within limits; where it only waits, for half as long again as that.
 
     Example:
       >>> code_grader(0, 1024, "full")

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from salt_jax.graders import Grader
-from salt_jax.graders.code import parse_reference
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import Files, check_text, need_tokenizer, plain, read_splits, with_suffix
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import Prompt, Tokenizer
@@ -18,26 +18,23 @@ from salt_jax.tasks.tokenizers import Prompt, Tokenizer
 HINT = "set train and test to your files: an object a row with prompt and what the reward needs"
 
 
-def _text_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+def _text_reference(row: Row) -> str:
     return row.text("reference", "answer", numbers=True)
 
 
-def _letter_reference(row: Row, arguments: Mapping[str, Any]) -> str:
-    letter, choices = row.text("reference", "answer").strip(), arguments.get("choices", "ABCD")
-    if len(letter) != 1 or letter not in choices:
-        raise row.error(f"'reference' must be one of the letters {choices!r}, got {letter!r}")
-    return letter
+def _letter_reference(row: Row) -> str:
+    return row.text("reference", "answer").strip()
 
 
-def _code_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+def _code_reference(row: Row) -> str:
     value = row.value("reference")
     try:
-        return json.dumps(parse_reference(value if isinstance(value, str) else json.dumps(value)))
+        return value if isinstance(value, str) else json.dumps(value)
     except (TypeError, ValueError) as error:
         raise row.error(f"'reference': {error}") from None
 
 
-def _row_reference(row: Row, arguments: Mapping[str, Any]) -> str:
+def _row_reference(row: Row) -> str:
     try:
         return json.dumps(row.columns)
     except (TypeError, ValueError) as error:
@@ -45,7 +42,7 @@ def _row_reference(row: Row, arguments: Mapping[str, Any]) -> str:
 
 
 # The setting `reward` → its grader and how a row's reference is read for it.
-REWARDS: dict[str, tuple[str, Callable[[Row, Mapping[str, Any]], str]]] = {
+REWARDS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "math": ("salt_jax.graders.mathematics:math_equal", _text_reference),
     "multiple_choice": ("salt_jax.graders.choice:multiple_choice", _letter_reference),
     "exact_match": ("salt_jax.graders.verdict:exact_match", _text_reference),
@@ -60,6 +57,7 @@ def make_jsonl(
     reward: str = "math",
     reward_arguments: Mapping[str, Any] | None = None,
     suffix: str = "",
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """A task on files of your own, .jsonl, .jsonl.gz, .json, .csv or .parquet.
@@ -84,6 +82,7 @@ def make_jsonl(
         must be able to import it; it may return a ``salt_jax.graders.Verdict``, and may need no reference.
       reward_arguments: keywords for the reward, as time_limit of 'code'.
       suffix: what a prompt, or the user's last message in it, is followed by; '' for nothing.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -104,14 +103,14 @@ def make_jsonl(
         if name in first:
             raise row.error(f"the id of {name!r} is also that of {first[name]}")
         first[name] = row.where
-        reference = make_reference(row, arguments)
+        reference = make_reference(row)
         return Example(_prompt(row, suffix), reference, row.optional_text("solution"), name)
 
     sources = read_splits(HINT, make_example, train=train, test=test)
-    return Task("jsonl", tokenizer, sources, grader)
+    return usable(Task("jsonl", tokenizer, sources, grader), on_bad_reference)
 
 
-def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[Row, Mapping[str, Any]], str]]:
+def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[Row], str]]:
     if reward not in REWARDS and ":" not in reward:
         names = ", ".join(map(repr, REWARDS))
         raise ValueError(
@@ -125,6 +124,8 @@ def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[R
         raise ValueError(f"reward_arguments = {arguments!r} do not fit {path}: {error}") from None
     except ValueError as error:
         raise ValueError(f"reward = {reward!r}: {error}") from None
+    if reward == "multiple_choice":
+        arguments = {"choices": "ABCD"} | arguments  # by which references are checked
     if reward in REWARDS:
         return Grader(path, arguments), make_reference
     own = {"path": path} | ({"arguments": arguments} if arguments else {})

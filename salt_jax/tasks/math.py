@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import (
     STEP_BY_STEP,
     Files,
@@ -30,6 +31,7 @@ def make_math(
     test: Files = "",
     suffix: str = STEP_BY_STEP,
     boxed_only: bool = False,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     r"""The MATH task, from local files.
@@ -48,6 +50,7 @@ def make_math(
       test: the same of the test split.
       suffix: what a problem is followed by; '' for nothing.
       boxed_only: only an answer in a box counts.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -70,4 +73,4 @@ def make_math(
         return Example(with_suffix(row.text("problem", "question"), suffix), answer, solution, name)
 
     sources = read_splits(HINT, make_example, train=train, test=test)
-    return Task("math", tokenizer, sources, math_grader(boxed_only))
+    return usable(Task("math", tokenizer, sources, math_grader(boxed_only)), on_bad_reference)

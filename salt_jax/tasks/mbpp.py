@@ -7,6 +7,7 @@ import os
 
 from salt_jax.tasks.humaneval import code_grader
 from salt_jax.tasks.records import Row
+from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import Files, check_text, files_of, need_tokenizer, read_splits, rows_of
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import Tokenizer
@@ -30,6 +31,7 @@ def make_mbpp(
     time_limit: float = 6.0,
     memory_mib: int = 1024,
     sandbox: str = "full",
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """The MBPP task, from local files: reward 1 where all of a problem's tests pass; the prompt shows them.
@@ -54,6 +56,7 @@ def make_mbpp(
       time_limit: processor seconds that a completion and its tests may take.
       memory_mib: memory they may take, in MiB.
       sandbox: 'full' or 'limits', see ``salt_jax.graders.code``.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``).
       tokenizer: the model's.
 
     Returns:
@@ -72,7 +75,8 @@ def make_mbpp(
     if path and (files_of("train", train) or files_of("test", test)):
         raise ValueError("path has all problems: set either path, or train and test")
     if not path:
-        return Task("mbpp", tokenizer, read_splits(HINT, make_example, train=train, test=test), grader)
+        given = read_splits(HINT, make_example, train=train, test=test)
+        return usable(Task("mbpp", tokenizer, given, grader), on_bad_reference)
     rows = [(_task_id(row), row) for row in rows_of("path", path, HINT)]
     sources = {
         split: [_example(row, split, instruction) for i, row in rows if first <= i <= last]
@@ -81,7 +85,7 @@ def make_mbpp(
     for split, (first, last) in STANDARD_SPLIT.items():
         if not sources[split]:
             raise ValueError(f"path: {path} has no task_id from {first} to {last}, the {split} split")
-    return Task("mbpp", tokenizer, sources, grader)
+    return usable(Task("mbpp", tokenizer, sources, grader), on_bad_reference)
 
 
 def _task_id(row: Row) -> int:
@@ -106,4 +110,4 @@ def _example(row: Row, split: str, instruction: str) -> Example:
     prompt = f"{prompt}\n\n{instruction}" if instruction else prompt
     code = row.optional_text("code").strip()
     solution = f"```python\n{code}\n```" if code else ""
-    return Example(prompt, json.dumps(reference), solution, f"{split}/{_task_id(row)}")
+    return Example(prompt, json.dumps(reference), solution, f"{split}/{_task_id(row)}", row.where)

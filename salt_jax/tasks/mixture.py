@@ -15,7 +15,8 @@ import numpy as np
 
 from salt_jax.graders import Grader, Verifier
 from salt_jax.tasks.factories import SINGLE_TASKS
-from salt_jax.tasks.settings import check_integer, plain
+from salt_jax.tasks.references import ON_BAD_REFERENCE
+from salt_jax.tasks.settings import check_choice, check_integer, plain
 from salt_jax.tasks.task import Example, Source, Task
 from salt_jax.tasks.tokenizers import Tokenizer
 
@@ -90,6 +91,7 @@ def make_mixture(
     data_dir: str | os.PathLike[str],
     parts: Mapping[str, Any] | None = None,
     seed: int = 0,
+    on_bad_reference: str = "error",
     tokenizer: Tokenizer | None = None,
 ) -> Task:
     """Several tasks as one: a weighted mixture to train on, all test splits one after the other.
@@ -102,6 +104,8 @@ def make_mixture(
       data_dir: folder of data sets, for the parts that have some there.
       parts: name → {'task': a task's name, 'weight': > 0, 1 where it is left out, and that task's own settings}.
       seed: of the orders within the parts, ≥ 0.
+      on_bad_reference: 'error', or 'skip' to leave out rows whose reference cannot be graded by (``references``); a
+        part may have its own.
       tokenizer: the model's, which all parts share.
 
     Returns:
@@ -111,12 +115,13 @@ def make_mixture(
       ValueError: a part that will not do, its key named; weights that make too long an epoch.
     """
     check_integer(0, seed=seed)
+    check_choice(ON_BAD_REFERENCE, on_bad_reference=on_bad_reference)
     sections = plain("parts", {} if parts is None else parts)
     if not sections:
         raise ValueError("parts is empty; set parts.NAME.task, parts.NAME.weight and that task's settings")
     made, weights = {}, {}
     for name, section in sorted(sections.items()):  # as a ConfigDict has them: the order is part of the data
-        made[name], weights[name] = _make_part(name, section, data_dir, tokenizer)
+        made[name], weights[name] = _make_part(name, section, data_dir, on_bad_reference, tokenizer)
     first = next(iter(made.values()))
     for name, task in made.items():
         if task.tokenizer is not first.tokenizer and repr(task.tokenizer) != repr(first.tokenizer):
@@ -137,11 +142,16 @@ def make_mixture(
                 part = np.repeat(np.arange(len(names)), sizes)
                 item = np.concatenate([np.arange(size) for size in sizes])
             sources[split] = _Mixed(names, inner, part, item)
-    return Task("mixture", first.tokenizer, sources, Grader("salt_jax.graders.custom:by_name", graders))
+    left_out: dict[str, list[str]] = {}
+    for task in made.values():
+        for split, lines in task.left_out.items():
+            left_out.setdefault(split, []).extend(lines)
+    grader = Grader("salt_jax.graders.custom:by_name", graders)
+    return Task("mixture", first.tokenizer, sources, grader, left_out)
 
 
 def _make_part(
-    name: str, section: Any, data_dir: str | os.PathLike[str], tokenizer: Tokenizer | None
+    name: str, section: Any, data_dir: str | os.PathLike[str], on_bad_reference: str, tokenizer: Tokenizer | None
 ) -> tuple[Task, float]:
     where = f"parts.{name}"
     settings = plain(where, section)
@@ -156,7 +166,8 @@ def _make_part(
         raise ValueError(f"{where}.weight = {weight!r} is not allowed; allowed: numbers > 0")
     factory = SINGLE_TASKS[settings["task"]]
     allowed = [key for key in inspect.signature(factory).parameters if key not in ("data_dir", "tokenizer")]
-    own = {key: value for key, value in settings.items() if key not in OURS}
+    given = {"on_bad_reference": on_bad_reference} if "on_bad_reference" in allowed else {}
+    own = given | {key: value for key, value in settings.items() if key not in OURS}
     for key in own:
         if key not in allowed:
             raise ValueError(f"{where}.{key} is not a key; allowed: {', '.join([*OURS, *allowed])}")

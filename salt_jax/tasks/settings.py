@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import glob
 import itertools
 import os
@@ -191,7 +192,10 @@ def read_splits(hint: str, make_example: MakeExample, **splits: Any) -> dict[str
     if not any(files_of(split, value) for split, value in splits.items()):
         raise ValueError(f"{' and '.join(splits)} {'are' if len(splits) > 1 else 'is'} not set; {hint}")
     return {
-        split: [make_example(row, f"{split}/{i}") for i, row in enumerate(rows_of(split, value, hint))]
+        split: [
+            dataclasses.replace(make_example(row, f"{split}/{i}"), where=row.where)
+            for i, row in enumerate(rows_of(split, value, hint))
+        ]
         for split, value in splits.items()
         if files_of(split, value)
     }

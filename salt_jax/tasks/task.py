@@ -20,12 +20,14 @@ class Example:
         tests, JSON).
       solution: a text that earns the full reward, for the supervised warm start; '' where none is known.
       id: unique within the task, for people: 'train/17'.
+      where: the place it was read from, for errors: 'data/x.jsonl line 3'; '' where it was made.
     """
 
     prompt: Prompt
     reference: str
     solution: str
     id: str
+    where: str = ""
 
 
 class Source(Protocol):
@@ -47,6 +49,7 @@ class Task:
       tokenizer: writes prompts and reads completions: the model's, or the task's own.
       sources: split name → examples.
       verifier: grades one completion; a ``Grader`` where it must run in workers (``salt_jax.graders``).
+      left_out: split → a line for each row whose reference cannot be used, where the task was to do without them.
 
     Example:
       >>> from salt_jax.tasks import CharTokenizer, exact_match
@@ -60,6 +63,14 @@ class Task:
     tokenizer: Tokenizer
     sources: Mapping[str, Source]
     verifier: Verifier
+    left_out: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    def said_of_left_out(self) -> list[str]:
+        """A line a split that rows were left out of."""
+        return [
+            f"{len(lines)} references of {split} cannot be used, and their rows were left out; the first is {lines[0]}"
+            for split, lines in self.left_out.items()
+        ]
 
     def source(self, split: str) -> Source:
         """Examples of a split.

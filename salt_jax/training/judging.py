@@ -155,6 +155,8 @@ def evaluate_run(
         if data is None or not data.is_dir():
             data = Path(open_until_done.enter_context(tempfile.TemporaryDirectory()))
         task = setup.checked_task(run, data, splits=("test",))
+        for line in task.said_of_left_out():
+            console.print(f"config.task: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         config = setup.policy_config(run, task)
         mesh = setup.checked_mesh(run, config)
         grade = open_until_done.enter_context(setup.grading(run, task))

@@ -89,11 +89,13 @@ def start(
     def open_folder() -> None:
         workdir.check_workdir(folder, values)  # again, now that nobody else can change it
         warnings.extend(workdir.open_workdir(folder, values))
-        provenance.note_start(folder, about["made_by"], warnings.append)
         try:  # the data set is made once, by one process
-            setup.make_task(run, folder / "data", setup.make_tokenizer(run))
+            task = setup.make_task(run, folder / "data", setup.make_tokenizer(run))
         except ValueError as error:  # checked before: by now it is the disk
             raise workdir.StorageError(f"{folder / 'data'}: {quiet.reason(error)}") from error
+        left_out = {"left_out": {split: len(lines) for split, lines in task.left_out.items()}} if task.left_out else {}
+        provenance.note_start(folder, about["made_by"] | left_out, warnings.append)
+        warnings.extend(f"config.task: {line}" for line in task.said_of_left_out())
 
     hosts.agree(lambda: open_folder() if hosts.lead() else None)  # the others wait: the folder is there then
     hosts.agree(lambda: workdir.check_shared(folder))

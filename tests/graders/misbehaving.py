@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ def act(completion: str, reference: str, **arguments: object) -> float | Verdict
     """1.0 for 'right', 0.0 for what is none of the acts."""
     if completion == "hang":
         time.sleep(1000)
+    elif completion == "slow":
+        time.sleep(0.6)
+        return 1.0
     elif completion == "hang without the lock":
         ctypes.PyDLL(None).sleep(1000)
     elif completion == "deaf":
@@ -96,3 +100,11 @@ def program(completion: str, reference: str) -> float | Verdict:
     if completion in ("hang", "kill", "exit"):
         return act(completion, reference)
     return run_tests(completion, reference, wall_limit=60)
+
+
+def kept_waiting(completion: str, reference: str, **arguments: float) -> float | Verdict:
+    """``run_tests`` on a machine that never gives the program a processor, by what is seen of it."""
+    from salt_jax.graders import clock, code
+
+    code.OwnTime = functools.partial(clock.OwnTime, look=lambda pid: ("R", 0.0))
+    return code.run_tests(completion, reference, **arguments)

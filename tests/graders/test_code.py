@@ -10,13 +10,11 @@ import sys
 import textwrap
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from salt_jax.graders import Grader, GraderError, GraderPool, confine, syscalls
 from salt_jax.graders.code import parse_reference, run_tests
 from salt_jax.graders.folders import remove_folder
-from salt_jax.graders.program import defines, extract_program, pieces
 
 FULL = pytest.mark.skipif(bool(confine.missing()), reason=f"this machine lacks {confine.missing()}")
 TESTS = json.dumps({"tests": ["assert f(1) == 2", "assert f(-1) == 0"]})
@@ -88,14 +86,84 @@ def test_processor_time_and_memory_are_the_programs_own_fault(pool):
     assert rewards(pool, programs) == [0.0, 0.0, 0.0]
 
 
+WAITING = {
+    "deadlock": "import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()",
+    "deadlock of threads": """
+import threading
+locks, met = [threading.Lock(), threading.Lock()], threading.Barrier(2)
+def hold(a, b):
+    with a:
+        met.wait()
+        with b: pass
+threads = [threading.Thread(target=hold, args=pair) for pair in (locks, locks[::-1])]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+""",
+    "sleep": "import time; time.sleep(60)",
+    "a pipe of its own": "import os; os.read(os.pipe()[0], 1)",
+    "an event loop": "import asyncio; asyncio.run(asyncio.Event().wait())",
+    "stopped": "import signal; signal.raise_signal(signal.SIGSTOP)",
+}
+
+
 @FULL
-def test_sleep_may_be_the_machines_fault():
+def test_a_program_that_waits_for_itself_fails():
     arguments = {"time_limit": 1, "wall_limit": 0.5}
-    with GraderPool(Grader("salt_jax.graders.code:run_tests", arguments), workers=1) as pool:
-        grades = pool.grade([RIGHT + "import time; time.sleep(60)", RIGHT], [TESTS] * 2)
+    with GraderPool(Grader("salt_jax.graders.code:run_tests", arguments), workers=2, deadline=30) as pool:
+        programs = [f"{RIGHT}\n{waiting}" for waiting in WAITING.values()]
+        assert rewards(pool, [*programs, RIGHT]) == [0.0] * len(programs) + [1.0]
         assert pool.restarts == 0
-    np.testing.assert_array_equal(grades.rewards, np.array([np.nan, 1.0], np.float32))
-    assert grades.errors.first == "TimeoutError: the program did not end in 0.5 s, with processor time left"
+
+
+@FULL
+def test_a_program_that_is_kept_waiting_goes_on():
+    arguments = {"time_limit": 1, "wall_limit": 0.2}
+    with GraderPool(Grader("tests.graders.misbehaving:kept_waiting", arguments), workers=1) as pool:
+        assert rewards(pool, [RIGHT + "import time; time.sleep(0.8)"]) == [1.0]
+
+
+@FULL
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ({"setup": "import collections.nothing"}, "ValueError: the setup of the reference fails: ModuleNotFoundError"),
+        ({"setup": "raise SystemExit"}, "ValueError: no program passes"),
+        ({"setup": "[][0]"}, "ValueError: the setup of the reference fails: IndexError: list index out of range"),
+        ({"setup": "while [1]: pass"}, "ChildProcessError: the process ended or waited before the program began"),
+        ({"tests": "c = []\nfor x in c:\n    assert f(x) == 2"}, "ValueError: the tests of the reference pass"),
+        ({"tests": "g = lambda: f(1)\nassert g"}, "ValueError: the tests of the reference pass without a program"),
+        ({"tests": "assert [f(1) == 2] * 2"}, "ValueError: the tests of the reference pass without a program"),
+    ],
+)  # fmt: skip
+def test_a_reference_that_is_of_no_use_is_a_missing_reward(pool, reference, message):
+    grades = pool.grade([RIGHT], [json.dumps({"tests": ["assert f(1) == 2"], "entry_point": "f"} | reference)])
+    assert not grades.rewarded[0]
+    assert grades.errors.first.startswith(message), grades.errors.first
+
+
+@FULL
+@pytest.mark.parametrize(
+    ("program", "tests"),
+    [
+        (RIGHT, "assert f(1)"),
+        (RIGHT, "assert not f(-1)"),
+        ("def f(x): return None", "assert f(1) is None"),
+        ("def f(x): return x", "assert f(f) == f"),
+        ("def f(x): raise ValueError", "try:\n    f(1)\nexcept ValueError:\n    pass\nelse:\n    assert False"),
+        (RIGHT, "assert f(1) != 3"),
+        (RIGHT, "assert f(2) == f(2)"),
+        ("class f:\n    def g(self): return 1", "assert f().g() == 1"),
+    ],
+)
+def test_tests_that_see_whether_there_is_a_program(pool, program, tests):
+    assert rewards(pool, [program], json.dumps({"tests": tests})) == [1.0]
+
+
+@FULL
+def test_a_setup_that_uses_the_program_runs_after_it(pool):
+    reference = {"setup": "from typing import List\nroot = Node(1)", "tests": "assert height(root) == [1]"}
+    program = "class Node:\n    def __init__(self, x): self.x = x\ndef height(n: Node) -> List[int]: return [n.x]"
+    assert rewards(pool, [program], json.dumps(reference)) == [1.0]
 
 
 HUMANEVAL = {
@@ -148,8 +216,9 @@ def test_verdicts_repeat(pool, subprocess_env):
     command = [sys.executable, "-c", "print(hash('a'))"]
     env = subprocess_env | {"PYTHONHASHSEED": "0"}
     seen = int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
-    tests = f"import random\nassert hash('a') == {seen} and random.random() == random.Random(0).random()"
-    assert rewards(pool, ["pass"] * 6, json.dumps({"tests": tests})) == [1.0] * 6
+    program = "import random\nfound = hash('a'), random.random()"
+    tests = f"import random\nassert found == ({seen}, random.Random(0).random())"
+    assert rewards(pool, [program] * 6, json.dumps({"tests": tests})) == [1.0] * 6
 
 
 # --- confinement: each act is tried outside (it works), then inside (it does not) ---
@@ -382,41 +451,10 @@ def test_a_process_with_threads_does_not_fork():
         ("{}", "the reference has no tests: any program would pass"),
         ('{"tests": ["", " "]}', "has no tests"),
         ('{"tests": 3}', "tests = 3 of the reference has the wrong type"),
-        ('{"tests": "pass", "prefix": null}', "prefix = None of the reference has the wrong type"),
+        ('{"tests": "assert f", "prefix": null}', "prefix = None of the reference has the wrong type"),
         ("{", "Expecting property name"),
     ],
 )
 def test_references_that_are_none(reference, message):
     with pytest.raises(ValueError, match=message):
         parse_reference(reference)
-
-
-@pytest.mark.parametrize(
-    ("completion", "program"),
-    [
-        ("x = 1", "x = 1"),
-        ("    return 1", "    return 1"),
-        ("```python\na\n```\n```py\nb\n```", "b\n"),
-        ("```python\na\n```\n```\nb\n```", "a\n"),
-        ("```\na\n```\n```text\nb\n```", "a\n"),
-        ("```python\ncut off", "cut off"),
-        ("```Python3 title=x\na\n```", "a\n"),
-        ("text\n  ```python\n  a\n  ```", "  a\n"),
-        ("```json\n{}\n```", "```json\n{}\n```"),
-        ("```python\n```", ""),
-    ],
-)
-def test_the_program_of_a_completion(completion, program):
-    assert extract_program(completion) == program
-
-
-def test_where_a_program_begins():
-    assert defines("async def f(): pass", "f")
-    assert defines("f = lambda x: x", "f")
-    assert not defines("class A:\n    def f(self): pass", "f")
-    assert pieces("def f(): return 1", "", "f") == ["def f(): return 1"]
-    assert pieces("def f(): return 1", "def f():\n    '''.'''\n", "f") == [
-        "def f():\n    '''.'''\n",
-        "def f(): return 1",
-    ]
-    assert pieces("def f(): return 1", "def f():\n", "f") == ["def f(): return 1"]

@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 
 from experiments.benchmarks import pairs
+from salt_jax.graders import Grader, GraderPool, confine
 from salt_jax.graders.choice import multiple_choice
+from salt_jax.graders.code import parse_reference
 from salt_jax.graders.mathematics import math_equal
 
 PAIRS = pairs.read()
@@ -54,6 +56,23 @@ def test_choices_as_an_examiner_would():
     right = {p for p in CHOICES if multiple_choice(p.completion, p.reference, **json.loads(p.arguments)).reward > 0.5}
     assert len(CHOICES) >= 50
     assert {pair for pair in CHOICES if (pair in right) != (pair.verdict == "right")} == set()
+
+
+def test_programs_as_an_examiner_would():
+    shown = [pair for pair in PAIRS if not pair.aside and pair.kind in ("code", "bad_tests")]
+    arguments = {"time_limit": 1, "wall_limit": 2, "sandbox": "limits" if confine.missing() else "full"}
+    with GraderPool(Grader(pairs.GRADERS["code"], arguments), workers=2, deadline=60) as pool:
+        grades = pool.grade([pair.completion for pair in shown], [pair.reference for pair in shown])
+    words = {1.0: "right", 0.0: "wrong"}
+    said = [words.get(float(reward), "missing") for reward in grades.rewards]
+    assert [pair for pair, verdict in zip(shown, said, strict=True) if pair.verdict != verdict] == []
+    for pair in shown:
+        found = ""
+        try:
+            parse_reference(pair.reference)
+        except ValueError as error:
+            found = str(error)
+        assert bool(found) == (pair.verdict == "missing"), found
 
 
 def test_every_known_exception_is_a_pair():

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from salt_jax.graders import ErrorReport, Grader, GraderError, GraderPool, exact_match, grade_all
+from salt_jax.graders import pool as pools
 from salt_jax.graders.pool import _Worker
 
 ACT = Grader("tests.graders.misbehaving:act")
@@ -82,6 +83,16 @@ def test_a_misbehaving_grader_costs_its_own_item(pool, act):
     np.testing.assert_array_equal(grades.rewarded, [True, False, True, True])
     assert grades.errors.count == 1
     assert grades.errors.first.startswith(MISSING[act])
+
+
+def test_a_deadline_leaves_out_what_the_machine_keeps_from_a_worker(monkeypatch):
+    """By what is seen of it, it never gets a processor; the wall ends it in the end."""
+    with GraderPool(ACT, workers=1, deadline=0.2) as pool:
+        assert pool.grade(["slow"], ["r"]).errors.first == "TimeoutError: no verdict in 0.2 s"
+        monkeypatch.setattr(pools, "seen_with_children", lambda pid: ("R", 0.0))
+        grades = pool.grade(["slow", "hang", "right"], ["r"] * 3)
+    np.testing.assert_array_equal(grades.rewards, np.array([1, np.nan, 1], np.float32))
+    assert grades.errors.first == "TimeoutError: no verdict in 0.2 s"
 
 
 def test_what_a_grader_prints_is_no_verdict(pool):

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from configs import arithmetic
-from salt_jax.training import generation, loop, workdir
+from salt_jax.training import generation, loop, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError, parse
 from salt_jax.training.dumps import read_dump
@@ -52,6 +52,21 @@ def final_params(folder: Path):
     step = Checkpoints(folder / "checkpoints" / "train", keep=2).latest_step()
     with ocp.CheckpointManager(folder / "checkpoints" / "train") as manager:
         return manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore()))["params"]
+
+
+def test_rows_that_were_left_out_are_said_and_counted(tmp_path, monkeypatch):
+    make = setup.make_task
+
+    def lacking(*arguments):
+        return dataclasses.replace(make(*arguments), left_out={"train": ["x.jsonl line 3: why", "x.jsonl line 4: so"]})
+
+    monkeypatch.setattr(setup, "make_task", lacking)
+    monkeypatch.setattr(loop, "train_in", lambda *_: {})
+    _, text = train(tiny(), tmp_path / "run")
+    said = "config.task: 2 references of train cannot be used, and their rows were left out; the first is x.jsonl line"
+    assert text.count(said) == 1
+    (start,) = (tmp_path / "run" / "provenance.jsonl").read_text().splitlines()
+    assert json.loads(start)["left_out"] == {"train": 2}
 
 
 @pytest.fixture(scope="module")
