@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,18 @@ from salt_jax.tasks.tokenizers import UNREADABLE, Prompt
 # DeepSeek-Math. A tokenizer that leaves more unused belongs to another model.
 MOST_UNUSED = 0.05
 
+# Today's date, for templates that write it, comes from a function that transformers puts beside the template and that
+# cannot be given with it. Where a template names that function, this goes before it: the same, of a date of ours. The
+# line end belongs to it, as it is dropped and the template begins at the beginning of a line.
+NOW = "strftime_now"
+_DATED = """{%- macro strftime_now(format) -%}
+{%- set made = namespace(text=format) -%}
+{%- for code, text in strftime_codes.items() -%}{%- set made.text = made.text | replace(code, text) -%}{%- endfor -%}
+{{- made.text -}}
+{%- endmacro %}
+"""
+_CODES = "aAwdbBmyYHIMSfpzZjUWcxXGuVCDeFgGhklnrRsTtP"
+
 
 class PretrainedTokenizer:
     """A pretrained model's tokenizer: ids for prompts in the model's own chat template, text for graders.
@@ -27,6 +40,7 @@ class PretrainedTokenizer:
       system: content of a system message before a prompt that is a text; '' sends none, and a template may then
         add one of its own (SmolLM2's and Qwen2.5's do).
       template: further variables of the template, such as ``{'enable_thinking': False}`` for Qwen3.
+      date: what a template that writes today's date gets, by ``strftime_now``; the time of this call by default.
 
     Raises:
       ValueError: no end-of-sequence token; chat without a template; system or template without chat.
@@ -40,6 +54,7 @@ class PretrainedTokenizer:
         chat: bool = True,
         system: str = "",
         template: Mapping[str, Any] | None = None,
+        date: datetime.datetime | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no end-of-sequence token")
@@ -48,6 +63,7 @@ class PretrainedTokenizer:
         if not chat and (system or template):
             raise ValueError("model.system and model.template are for model.chat = True, which is False")
         self._tokenizer, self._chat, self._system, self._template = tokenizer, chat, system, dict(template or {})
+        self._date = datetime.datetime.now() if date is None else date
         self.eos_id = int(tokenizer.eos_token_id)
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
@@ -72,14 +88,37 @@ class PretrainedTokenizer:
             if not isinstance(prompt, str):
                 raise ValueError("a prompt of messages needs model.chat = True")
             return self._tokenizer.encode(prompt)
+        return self.encode(self.written(prompt))
+
+    def written(self, prompt: Prompt) -> str:
+        """A prompt's text in the chat template.
+
+        Raises:
+          ValueError: what the template refuses; no ``chat``.
+        """
+        if not self._chat:
+            raise ValueError("only with model.chat = True is a prompt written in the chat template")
+        return self._written(prompt, self._date)
+
+    def writes_date(self, prompt: Prompt) -> bool:
+        """Whether the chat template writes the date, or the time, into a prompt."""
+        if not self._chat or NOW not in self._tokenizer.get_chat_template():
+            return False
+        other = self._date + datetime.timedelta(days=3683, hours=5, minutes=7, seconds=11)  # another in every part
+        return self._written(prompt, self._date) != self._written(prompt, other)
+
+    def _written(self, prompt: Prompt, date: datetime.datetime) -> str:
         messages = [dict(message) for message in prompt] if not isinstance(prompt, str) else self._messages(prompt)
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self._template
+            template = self._tokenizer.get_chat_template()
+            dated: dict[str, Any] = {}
+            if NOW in template:
+                dated = {"chat_template": _DATED + template, "strftime_codes": strftime_codes(date)}
+            return self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **(dated | self._template)
             )
         except Exception as error:  # Jinja's own errors, and those that templates raise: all about this prompt
             raise ValueError(f"the chat template refused a prompt: {' '.join(str(error).split())}") from None
-        return self.encode(text)
 
     def _messages(self, text: str) -> list[dict[str, str]]:
         system = [{"role": "system", "content": self._system}] if self._system else []
@@ -117,6 +156,7 @@ def load_tokenizer(
     chat: bool = True,
     system: str = "",
     template: Mapping[str, Any] | None = None,
+    date: datetime.datetime | None = None,
 ) -> PretrainedTokenizer:
     """The tokenizer in a Hugging Face folder, or in a GGUF file.
 
@@ -127,6 +167,7 @@ def load_tokenizer(
       chat: see ``PretrainedTokenizer``.
       system: see ``PretrainedTokenizer``.
       template: see ``PretrainedTokenizer``.
+      date: see ``PretrainedTokenizer``.
 
     Raises:
       ValueError: no tokenizer there, one for another vocabulary, a stop id outside it; see ``PretrainedTokenizer``.
@@ -134,9 +175,25 @@ def load_tokenizer(
     """
     source = Path(source)
     raw = gguf_tokenizer(source) if source.suffix == ".gguf" else _from_folder(source)
-    tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
+    tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template, date=date)
     check_vocabulary(tokenizer, vocab_size, str(source))
     return tokenizer
+
+
+def strftime_codes(date: datetime.datetime) -> dict[str, str]:
+    """What each code of ``strftime`` stands for, in an order in which one can be replaced after the other.
+
+    Example:
+      >>> codes = strftime_codes(datetime.datetime(2026, 11, 8))
+      >>> codes["%d"], codes["%-d"], codes["%b"], codes["%Y"]
+      ('08', '8', 'Nov', '2026')
+    """
+    literal = "\0"  # for %% until the end: '%%d' is no day
+    codes = {"%%": literal}
+    for letter in dict.fromkeys(_CODES):
+        for code in (f"%-{letter}", f"%{letter}"):
+            codes[code] = date.strftime(code)
+    return codes | {literal: "%"}
 
 
 def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: str) -> None:
