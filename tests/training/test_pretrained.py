@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from rich.console import Console
 from configs import base
 from salt_jax.evaluate import read_problems
 from salt_jax.policy.hf import export, open_checkpoint
-from salt_jax.training import judging, loop, workdir
+from salt_jax.training import judging, loop, provenance, workdir
 from salt_jax.training.settings import ConfigError
 from tests.pretrained_setup import CONFIG, model_folder
 from tests.training_setup import policy_and_params
@@ -103,6 +104,32 @@ def test_a_run_can_be_evaluated_later(finished, model):
     folder, _ = finished
     results = judging.evaluate_run(config(model, folder.parent), folder, Console(file=io.StringIO()))
     assert results == read_problems(folder / "evaluations" / "2.jsonl")
+
+
+def test_a_run_is_evaluated_where_its_model_has_moved(finished, model, tmp_path):
+    """Its policy and date are the run's; a model that is another one is not its own."""
+    folder, _ = finished
+    shutil.copytree(model, tmp_path / "moved")
+    made = []
+
+    class Enough(Exception):
+        pass
+
+    def accept(identity, record):
+        made.append(record)
+        raise Enough
+
+    c = config(tmp_path / "moved", folder.parent)
+    with pytest.raises(Enough):
+        judging.evaluate_run(c, folder, Console(file=io.StringIO()), accept=accept)
+    (start,) = provenance.starts(folder)
+    assert made[0]["date"] == start["date"]
+    other = [name for name, value in made[0]["fingerprints"].items() if value != start["fingerprints"][name]]
+    assert other == ["task.train"]  # it was trained on another file
+    with (tmp_path / "moved" / "generation_config.json").open("w") as file:
+        json.dump({"eos_token_id": [1, 10]}, file)
+    with pytest.raises(ConfigError, match="holds another policy or task"):
+        judging.evaluate_run(c, folder, Console(file=io.StringIO()), accept=accept)
 
 
 def test_a_run_can_be_exported_and_started_from(finished, tmp_path):
