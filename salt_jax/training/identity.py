@@ -192,6 +192,7 @@ def _add_policy(found: Identity, folder: str) -> None:
 
 def _of_checkpoint(folder: Path) -> tuple[str, str]:
     """'step 8', and the digest of the parameters of a run's newest checkpoint, from the sums that it has of itself."""
+    folder = Path(os.path.expanduser(folder))
     steps = integrity.steps(folder / run_steps.STEPS)
     if not steps:
         return "no step", combined([])

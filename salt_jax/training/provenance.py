@@ -114,8 +114,8 @@ def first_date(*folders: str | Path) -> str:
     """
     for folder in folders:
         try:
-            records = starts(Path(folder))
-        except OSError:
+            records = starts(Path(folder).expanduser())
+        except (OSError, RuntimeError):  # of a user whose home nobody knows
             continue
         for record in records:
             try:  # the time, in UTC, is all that early versions wrote

@@ -155,8 +155,11 @@ def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str], date: st
     """
     with naming("config."):
         tokenizer = make_tokenizer(run, date)
-    with naming("config.task."):
-        task = make_task(run, data_dir, tokenizer)
+    try:
+        with naming("config.task."):
+            task = make_task(run, data_dir, tokenizer)
+    except OSError as error:  # a file where the folder of the data should be, a full disk
+        raise ConfigError(workdir.reason(error, data_dir)) from None
     for split in splits:
         if split not in task.sources:
             raise ConfigError(f"config.task has no {split} split; it has {', '.join(task.sources)}")

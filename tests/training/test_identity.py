@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import base
+from configs import arithmetic, base
 from salt_jax.graders import Grader, exact_match
 from salt_jax.policy.integrity import seal
 from salt_jax.tasks import make_arithmetic, make_mixture
@@ -295,6 +295,25 @@ def checkpoint(step: int, value: str) -> None:
     (folder / "params").mkdir(parents=True)
     (folder / "params" / "p").write_text(value)
     seal(folder, step, {"time": value})
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "a link to nothing"])
+def test_the_folder_of_generated_data_is_gone(what, place):
+    """It is made anew, to the same problems; where it cannot be, one line says so."""
+    c = arithmetic.get_config("small")
+    started(c)
+    setup.make_task(parse(c), RUN / "data", None)
+    shutil.rmtree(RUN / "data")
+    if what == "nothing":
+        assert started(c) == []
+        return
+    if what == "a file":
+        (RUN / "data").write_text("")
+    else:
+        (RUN / "data").symlink_to("/proc/none")
+    with pytest.raises(ConfigError, match=r"^run/data\S*: \w+") as caught:
+        started(c)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_policy_that_a_run_starts_from(place):
