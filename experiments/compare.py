@@ -16,10 +16,12 @@ from typing import Any
 from rich.console import Console
 
 from experiments import cli, plot
+from experiments.train import ALLOW
 from salt_jax.training import hosts
 from salt_jax.training.config import ConfigError, parse
 from salt_jax.training.loop import train
-from salt_jax.training.setup import check
+from salt_jax.training.provenance import made_from
+from salt_jax.training.setup import check, may_change
 from salt_jax.training.workdir import check_workdir
 
 ARMS = {"grpo": False, "salt": True}  # folder -> config.salt.enabled
@@ -45,14 +47,14 @@ def main() -> None:
     """Checks all three runs, then makes them."""
     folder = Path(str(cli.WORKDIR.value))
     runs = plan(cli.CONFIG.value, folder)
-    check(runs[folder / "warm_start"], folder / "warm_start")  # all but what distinguishes the arms
+    check(runs[folder / "warm_start"], folder / "warm_start", allow=ALLOW.value)  # all but what distinguishes the arms
     for path, config in runs.items():
-        parse(config)
-        check_workdir(path.absolute(), config.to_dict())
+        run = parse(config)
+        check_workdir(path.absolute(), config.to_dict(), may_change(run, path.absolute(), made_from(path.absolute())))
     console = Console()
     for path, config in runs.items():
         console.rule(path.name)
-        train(config, path, console)
+        train(config, path, console, allow=ALLOW.value)
     if not hosts.lead():
         return
     arms = [folder / name for name in ARMS]

@@ -5,7 +5,8 @@ The policy is a checkpoint of --run (its newest, or WHICH: newest, best by the r
 a step), or the model of config.model.path; it gets config.evaluation.samples
 completions a problem of the test split at config.evaluation.temperature. Writes OUT/problems.jsonl (every completion)
 and OUT/evaluation.json, and prints avg@n, pass@k and maj@n; with --baseline also the paired difference to an earlier
-evaluation of the same problems, as OUT/comparison.json. Nothing is written before all problems are done.
+evaluation of the same problems by the same grader, as OUT/comparison.json. Nothing is written before all problems are
+done.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from __future__ import annotations
 import functools
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from rich.console import Console
@@ -50,6 +53,7 @@ def main() -> None:
         scores.check_run(run)
     checkpoint = which(run, CHECKPOINT.value)
     theirs = scores.load_problems(baseline) if baseline is not None else []
+    made_from: dict[str, Any] = {}
 
     # only now: a flag that is wrong should not wait for what sampling imports
     from salt_jax.training import hosts
@@ -59,14 +63,20 @@ def main() -> None:
     began = time.perf_counter()
     warn = functools.partial(console.print, markup=False, soft_wrap=True)
     step = None if run is None else final_step(run, f"--run={run}", warn, checkpoint)
-    results = evaluate_run(config, run, console, step)
+
+    def accept(made: Any, record: Mapping[str, Any]) -> None:
+        made_from.update(record)
+        for line in [] if baseline is None else scores.check_pair(baseline, made):
+            warn(line)
+
+    results = evaluate_run(config, run, console, step, accept)
     if not hosts.lead():  # of many processes, one writes
         return
     seconds = time.perf_counter() - began
     rate = sum(sum(result.lengths) for result in results) / seconds
     about = {
         "run": str(run) if run else None, "step": step, "seconds": seconds, "tokens_per_second": rate,
-        "config": config.to_dict(),
+        **made_from, "config": config.to_dict(),
     }  # fmt: skip
     correct_from = config.task.correct_from
     parts = scores.of_parts(results, correct_from) if config.task.name == "mixture" else None

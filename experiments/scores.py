@@ -25,6 +25,7 @@ from salt_jax.evaluate import (
 )
 from salt_jax.evaluate_scores import powers_of_two
 from salt_jax.training import workdir
+from salt_jax.training.identity import Identity, differences
 from salt_jax.training.workdir import ConfigError
 
 PROBLEMS = "problems.jsonl"  # one JSON object a problem, with every completion
@@ -62,6 +63,33 @@ def load_problems(folder: Path) -> list[ProblemResult]:
         return read_problems(folder / PROBLEMS)
     except (ValueError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from None
+
+
+def check_pair(baseline: Path, made: Identity) -> list[str]:
+    """That an evaluation can be paired with an earlier one: the same test data, the same grader.
+
+    Args:
+      baseline: the earlier one's folder.
+      made: what the new one is made from.
+
+    Returns:
+      Lines that a person should read: another tokenizer or chat template, or that nothing is known.
+
+    Raises:
+      ConfigError: one line that names what differs.
+    """
+    try:
+        record = json.loads((baseline / EVALUATION).read_text())
+        if not isinstance(record["fingerprints"], dict):
+            raise TypeError
+    except (OSError, ValueError, KeyError, TypeError):
+        unknown = "whether its test data and grader are the same is unknown"
+        return [f"--baseline={baseline} is from before fingerprints: {unknown}"]
+    found = differences(record, made, "the baseline")
+    judging = [name for name in found if name.startswith(("task.", "grader")) and not name.endswith(".train")]
+    if judging := [found[name] for name in judging if name in made.fingerprints]:
+        raise ConfigError(f"--baseline={baseline} cannot be paired with this evaluation: {'; '.join(judging)}")
+    return [text for name, text in found.items() if name.startswith(("tokenizer", "template"))]
 
 
 def save(

@@ -106,6 +106,15 @@ def make_gsm8k(
     return usable(Task("gsm8k", tokenizer, splits, grader), on_bad_reference)
 
 
+def data_files(folder: str) -> list[str]:
+    """The files that ``make_gsm8k`` reads in a folder, each by its path; [] where there are none."""
+    folder = os.path.expanduser(folder)
+    if prepared := _prepared(folder):
+        return sorted(os.path.join(prepared, name) for name in os.listdir(prepared))
+    paths = [os.path.join(folder, name.format(split)) for split in SPLITS for name in FILE_NAMES]
+    return [path for path in paths if os.path.isfile(path)]
+
+
 def _split_answer(row: Row) -> tuple[str, str]:
     reasoning, mark, answer = row.text("answer").rpartition("####")
     answer = answer.strip()

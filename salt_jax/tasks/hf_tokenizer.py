@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,18 @@ MOST_UNUSED = 0.05
 # Arguments of ``apply_chat_template`` that are no variables of a template.
 OURS = ("messages", "conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict")
 
+# Today's date, for templates that write it, comes from a function that transformers puts beside the template and that
+# cannot be given with it. Where a template names that function, this goes before it: the same, of a date of ours. The
+# line end belongs to it, as it is dropped and the template begins at the beginning of a line.
+NOW = "strftime_now"
+_DATED = """{%- macro strftime_now(format) -%}
+{%- set made = namespace(text=format) -%}
+{%- for code, text in strftime_codes.items() -%}{%- set made.text = made.text | replace(code, text) -%}{%- endfor -%}
+{{- made.text -}}
+{%- endmacro %}
+"""
+_CODES = "aAwdbBmyYHIMSfpzZjUWcxXGuVCDeFgGhklnrRsTtP"
+
 
 class PretrainedTokenizer:
     """A pretrained model's tokenizer: ids for prompts in the model's own chat template, text for graders.
@@ -31,6 +44,7 @@ class PretrainedTokenizer:
       system: content of a system message before a prompt that is a text; '' sends none, and a template may then
         add one of its own (SmolLM2's and Qwen2.5's do).
       template: further variables of the template, such as ``{'enable_thinking': False}`` for Qwen3.
+      date: what a template that writes today's date gets, by ``strftime_now``; the time of this call by default.
 
     Raises:
       ValueError: no end-of-sequence token and no stop id; chat without a template, or with one that is no Jinja or
@@ -45,6 +59,7 @@ class PretrainedTokenizer:
         chat: bool = True,
         system: str = "",
         template: Mapping[str, Any] | None = None,
+        date: datetime.datetime | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None and not stop_ids:
             raise ValueError(
@@ -62,6 +77,7 @@ class PretrainedTokenizer:
             names = ", ".join(map(repr, several))
             raise ValueError(f"model.template must name the chat_template: the tokenizer has {names}, and no 'default'")
         self._tokenizer, self._chat, self._system, self._template = tokenizer, chat, system, dict(template or {})
+        self._date = datetime.datetime.now() if date is None else date
         self.eos_id = int(stop_ids[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
         pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
         self.pad_id = self.eos_id if pad is None else int(pad)
@@ -91,31 +107,54 @@ class PretrainedTokenizer:
             if not isinstance(prompt, str):
                 raise ValueError("a prompt of messages needs model.chat = True")
             return self._begun(prompt)
+        return self.encode(self.written(prompt))
+
+    def written(self, prompt: Prompt) -> str:
+        """A prompt's text in the chat template.
+
+        Raises:
+          ValueError: what the template refuses; no ``chat``.
+        """
+        if not self._chat:
+            raise ValueError("only with model.chat = True is a prompt written in the chat template")
+        return self._tried(prompt, self._date)
+
+    def writes_date(self, prompt: Prompt) -> bool:
+        """Whether the chat template writes the date, or the time, into a prompt."""
+        if not self._chat or NOW not in self._tokenizer.get_chat_template(self._template.get("chat_template")):
+            return False
+        other = self._date + datetime.timedelta(days=3683, hours=5, minutes=7, seconds=11)  # another in every part
+        return self._tried(prompt, self._date) != self._tried(prompt, other)
+
+    def _tried(self, prompt: Prompt, date: datetime.datetime) -> str:
         messages = [dict(message) for message in prompt] if not isinstance(prompt, str) else self._messages(prompt)
         try:
-            text = self._written(messages)
+            return self._written(messages, date)
         except Exception as error:  # Jinja's own errors, and those that templates raise: all about this prompt
             raise ValueError(f"the chat template refused a prompt: {_reason(error)}") from None
-        return self.encode(text)
 
-    def _written(self, messages: list[dict[str, str]]) -> str:
+    def _written(self, messages: list[dict[str, str]], date: datetime.datetime) -> str:
         goes_on = messages[-1]["role"] == "assistant"
+        template = self._tokenizer.get_chat_template(self._template.get("chat_template"))
+        dated: dict[str, Any] = {}
+        if NOW in template:
+            dated = {"chat_template": _DATED + template, "strftime_codes": strftime_codes(date)}
         return self._tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on,
-            **self._template,
+            **(self._template | dated),
         )  # fmt: skip
 
     def _check_template(self) -> None:
         """That the template is one, and has a place for the system message; prompts are looked at one by one later."""
         user = [{"role": "user", "content": "x"}]
         try:
-            self._written(user)
+            self._written(user, self._date)
         except Exception as error:
             if type(error).__name__ == "TemplateSyntaxError":
                 raise ValueError(f"the chat template cannot be read: {_reason(error)}") from None
             return  # it may want messages of another kind
         try:
-            self._written(self._messages("x"))
+            self._written(self._messages("x"), self._date)
         except Exception as error:
             refused = f"model.system = {self._system!r}: the model's chat template refuses a system message"
             raise ValueError(f"{refused}: {_reason(error)}") from None
@@ -163,6 +202,7 @@ def load_tokenizer(
     chat: bool = True,
     system: str = "",
     template: Mapping[str, Any] | None = None,
+    date: datetime.datetime | None = None,
 ) -> PretrainedTokenizer:
     """The tokenizer in a Hugging Face folder, or in a GGUF file.
 
@@ -173,6 +213,7 @@ def load_tokenizer(
       chat: see ``PretrainedTokenizer``.
       system: see ``PretrainedTokenizer``.
       template: see ``PretrainedTokenizer``.
+      date: see ``PretrainedTokenizer``.
 
     Raises:
       ValueError: no tokenizer there, one for another vocabulary, a stop id outside it; see ``PretrainedTokenizer``.
@@ -182,7 +223,7 @@ def load_tokenizer(
     source = Path(source)
     raw = gguf_tokenizer(source) if source.suffix == ".gguf" else folder_tokenizer(source)
     try:
-        tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template)
+        tokenizer = PretrainedTokenizer(raw, stop_ids=stop_ids, chat=chat, system=system, template=template, date=date)
     except ValueError as error:
         raise ValueError(str(error) if str(error).startswith("model.") else f"{source}: {error}") from None
     check_vocabulary(tokenizer, vocab_size, str(source))
@@ -196,6 +237,22 @@ def describe_tokenizer(source: Path, *, vocab_size: int, stop_ids: Sequence[int]
     tokens = load_tokenizer(source, vocab_size=vocab_size, stop_ids=stop_ids, chat=template).vocab_size
     chat = "a chat template" if template else "no chat template: config.model.chat = False"
     return f"{source}, {tokens} tokens, {chat}"
+
+
+def strftime_codes(date: datetime.datetime) -> dict[str, str]:
+    """What each code of ``strftime`` stands for, in an order in which one can be replaced after the other.
+
+    Example:
+      >>> codes = strftime_codes(datetime.datetime(2026, 11, 8))
+      >>> codes["%d"], codes["%-d"], codes["%b"], codes["%Y"]
+      ('08', '8', 'Nov', '2026')
+    """
+    literal = "\0"  # for %% until the end: '%%d' is no day
+    codes = {"%%": literal}
+    for letter in dict.fromkeys(_CODES):
+        for code in (f"%-{letter}", f"%{letter}"):
+            codes[code] = date.strftime(code)
+    return codes | {literal: "%"}
 
 
 def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: str) -> None:

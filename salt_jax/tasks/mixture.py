@@ -33,6 +33,11 @@ class _Mixed:
     part: np.ndarray
     item: np.ndarray
 
+    @property
+    def parts(self) -> dict[str, Source]:
+        """The sources by name, each as it is."""
+        return dict(zip(self.names, self.sources, strict=True))
+
     def __len__(self) -> int:
         return len(self.part)
 

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from salt_jax.evaluate_scores import powers_of_two
 from salt_jax.graders import Grades
 from salt_jax.policy.sampler import Samples
 from salt_jax.tasks import Task, prompt_batches
-from salt_jax.training import hosts, setup
+from salt_jax.training import hosts, identity, provenance, setup
 from salt_jax.training.generation import grade_shares, jit_sampler
+from salt_jax.training.identity import Identity
 from salt_jax.training.settings import ConfigError, RunConfig
 from salt_jax.training.sharding import replicated
 from salt_jax.training.state import make_policy
@@ -129,7 +130,11 @@ def of_one_sample(run: RunConfig) -> str | None:
 
 
 def evaluate_run(
-    config: Any, run_folder: Path | None, console: Console, step: int | None = None
+    config: Any,
+    run_folder: Path | None,
+    console: Console,
+    step: int | None = None,
+    accept: Callable[[Identity, Mapping[str, Any]], None] = lambda made, record: None,
 ) -> list[ProblemResult]:
     """Results of a policy on the config's test split.
 
@@ -138,6 +143,8 @@ def evaluate_run(
       run_folder: a run's workdir; None for the model at config.model.path.
       console: where to say what is evaluated.
       step: of the run's checkpoint, from ``setup.final_step``; its newest that is sound by default.
+      accept: is called once all is checked with what the evaluation is made from, also as a record with the date that
+        a chat template takes for today, which is the run's first; what it raises ends the evaluation.
 
     Returns:
       One result a problem.
@@ -154,11 +161,20 @@ def evaluate_run(
         data = run_folder / "data" if run_folder is not None else None
         if data is None or not data.is_dir():
             data = Path(open_until_done.enter_context(tempfile.TemporaryDirectory()))
-        task = setup.checked_task(run, data, splits=("test",))
+        origins = [] if run_folder is None else [run_folder]
+        date = hosts.first_to_all(provenance.first_date(*origins) if hosts.lead() else "")
+        task = setup.checked_task(run, data, splits=("test",), date=date)
         for line in task.said_of_left_out():
             console.print(f"config.task: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
         config = setup.policy_config(run, task)
         mesh = setup.checked_mesh(run, config)
+        made = identity.of_run(run, task)
+        accept(made, {provenance.DATE: date, **made.record()})
+        before = {} if run_folder is None else provenance.made_from(run_folder)
+        other = identity.differences(before, made, "the run") if before else {}
+        prompts = [text for name, text in other.items() if name in ("tokenizer", "template")]
+        for text in [*setup.date_said(task, date), *prompts]:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         grade = open_until_done.enter_context(setup.grading(run, task))
         if run_folder is None:
             params = setup.initial_params(run, config, jax.random.key(0), mesh)

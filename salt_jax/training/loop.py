@@ -9,7 +9,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from salt_jax.training.phase import Phase, Prepared, Work
 from salt_jax.training.preemption import Watch, watching
 from salt_jax.training.reweighting import first_basis
 from salt_jax.training.session import Session
-from salt_jax.training.settings import RunConfig
 from salt_jax.training.sharding import make_mesh, tree_shardings, vocabulary_axis
 from salt_jax.training.state import TrainState, init_state, make_optimizer, make_policy
 from salt_jax.training.step import jit_train_step
@@ -41,7 +40,9 @@ __all__ = ["MetricWriter", "Session", "train"]
 WARM = "warm_start"
 
 
-def train(config: Any, folder: str | Path, console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: Any, folder: str | Path, console: Console | None = None, *, allow: Sequence[str] = ()
+) -> dict[str, Any]:
     """Runs, or resumes, everything that ``config`` asks for in ``folder``.
 
     SIGTERM or Ctrl-C ends it after the work in hand, saved; a second one at once.
@@ -50,6 +51,7 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
       config: ConfigDict with every key of configs/base.py.
       folder: the run's workdir, made if absent. A run with the same configuration there is resumed.
       console: where progress is shown; the terminal by default.
+      allow: names of what a resumed run may be made from though it is not as it was, as 'task.train' or 'grader'.
 
     Returns:
       The summary: accuracy before and after, steps, wall seconds of this process.
@@ -63,8 +65,11 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
     """
     with setup.naming("folder: "):
         folder, console = Path(expanded(folder)).absolute(), console or RunConsole()
-    run, values = hosts.agree(lambda: setup.check(config, folder))
-    about = {"config": values, "made_by": provenance.stamp()}
+    source = config.get("init_from")
+    origins: list[str | Path] = [folder, *([source] if source and isinstance(source, str) else [])]
+    date = hosts.first_to_all(provenance.first_date(*origins) if hosts.lead() else "")  # of the clocks, the first one's
+    found = hosts.agree(lambda: setup.check(config, folder, date=date, allow=allow))
+    about = {"config": found.values, "made_by": provenance.stamp() | found.made_from}
     if hosts.count() > 1:
         first = hosts.first_to_all(about)
         hosts.agree(lambda: workdir.check_equal(first, about))
@@ -72,8 +77,8 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
         with contextlib.ExitStack() as open_until_done:
             watch = open_until_done.enter_context(watching(hosts.largest))
             hosts.agree(lambda: open_until_done.enter_context(locked(folder)) if hosts.lead() else None)
-            session = start(run, about, folder, console, watch, open_until_done)
-            return train_in(session, setup.policy_config(run, session.task))
+            session = start(found, about, folder, console, watch, open_until_done)
+            return train_in(session, setup.policy_config(found.run, session.task))
     except OSError as error:
         if not workdir.about_a_file(error):
             raise
@@ -81,16 +86,17 @@ def train(config: Any, folder: str | Path, console: Console | None = None) -> di
 
 
 def start(
-    run: RunConfig, about: dict[str, Any], folder: Path, console: Console, watch: Watch, until: contextlib.ExitStack
+    found: setup.Checked, about: dict[str, Any], folder: Path, console: Console, watch: Watch,
+    until: contextlib.ExitStack,
 ) -> Session:
     """Opens the folder, says what differs from the run that is resumed there, and makes what a run needs."""
-    values, warnings = about["config"], list[str]()
+    run, date, warnings = found.run, about["made_by"][provenance.DATE], [*found.said]
 
     def open_folder() -> None:
-        workdir.check_workdir(folder, values)  # again, now that nobody else can change it
-        warnings.extend(workdir.open_workdir(folder, values))
+        workdir.check_workdir(folder, found.values, found.may_change)  # again, now that nobody else can change it
+        warnings.extend(workdir.open_workdir(folder, found.values, found.may_change))
         try:  # the data set is made once, by one process
-            task = setup.make_task(run, folder / "data", setup.make_tokenizer(run))
+            task = setup.make_task(run, folder / "data", setup.make_tokenizer(run, date))
         except ValueError as error:  # checked before: by now it is the disk
             raise workdir.StorageError(f"{folder / 'data'}: {quiet.reason(error)}") from error
         left_out = {"left_out": {split: len(lines) for split, lines in task.left_out.items()}} if task.left_out else {}
@@ -99,7 +105,7 @@ def start(
 
     hosts.agree(lambda: open_folder() if hosts.lead() else None)  # the others wait: the folder is there then
     hosts.agree(lambda: workdir.check_shared(folder))
-    task = setup.make_task(run, folder / "data", setup.make_tokenizer(run))
+    task = setup.make_task(run, folder / "data", setup.make_tokenizer(run, date))
     mesh = make_mesh(run.mesh.data, run.mesh.fsdp, run.mesh.tensor)
     policy = make_policy(setup.policy_config(run, task), mesh)
     grade = until.enter_context(setup.grading(run, task))

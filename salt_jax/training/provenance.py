@@ -1,4 +1,7 @@
-"""What a run was started with: versions, commit, devices. The same bits are promised only where these are the same."""
+"""What a run was started with: versions, commit, devices. The same bits are promised only where these are the same.
+
+A start's record also holds what the run is made from (``identity``) and its date, which later starts look up here.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ from salt_jax.training import workdir
 PROVENANCE = "provenance.jsonl"  # in the workdir, one line a start
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 _PACKAGE = Path(salt_jax.__file__).parent
-_TIME = "time"
+_TIME, DATE, FINGERPRINTS = "time", "date", "fingerprints"
+_NOT_VERSIONS = (_TIME, DATE, FINGERPRINTS, "details")
 
 
 def stamp() -> dict[str, Any]:
@@ -67,7 +71,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
       >>> differences({"jax": "0.10.2", "devices": 8}, {"jax": "0.12.0", "devices": 8})
       ['jax 0.10.2 -> 0.12.0']
     """
-    names = [name for name in {**now, **before} if name != _TIME]
+    names = [name for name in {**now, **before} if name not in _NOT_VERSIONS]
     pairs = {name: (before.get(name), now.get(name)) for name in names}
     return [f"{name} {_shown(old)} -> {_shown(new)}" for name, (old, new) in pairs.items() if old != new]
 
@@ -76,17 +80,50 @@ def _shown(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
-def _last(path: Path) -> dict[str, Any]:
-    """The last line that can be understood, {} where there is none: no run stops because of what others looked like."""
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    for line in reversed(lines):
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's starts that can be understood: no run stops because of what others looked like."""
+    path, found = folder / PROVENANCE, []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
         try:
-            found = json.loads(line)
+            found.append(json.loads(line))
         except ValueError:
             continue
-        if isinstance(found, dict):
-            return found
-    return {}
+    return [record for record in found if isinstance(record, dict)]
+
+
+def made_from(folder: Path) -> dict[str, Any]:
+    """The newest record of a run that has fingerprints; {} where none has: it is from before there were any."""
+    try:
+        records = starts(folder)
+    except OSError:
+        records = []
+    found = [record for record in records if isinstance(record.get(FINGERPRINTS), dict)]
+    return found[-1] if found else {}
+
+
+def first_date(*folders: str | Path) -> str:
+    """The date and time at which the first of some runs was first started; now, where there is none of them.
+
+    What a chat template takes for today is this, in every start: a prompt is the same all along.
+
+    Args:
+      *folders: workdirs, which need not exist: a run's own, then that of the run whose policy it starts from.
+
+    Returns:
+      ISO 8601, in local time and without a zone.
+    """
+    for folder in folders:
+        try:
+            records = starts(Path(folder).expanduser())
+        except (OSError, RuntimeError):  # of a user whose home nobody knows
+            continue
+        for record in records:
+            try:  # the time, in UTC, is all that early versions wrote
+                date = datetime.datetime.fromisoformat(record.get(DATE) or record[_TIME])
+            except (KeyError, TypeError, ValueError):
+                continue
+            return (date.astimezone() if date.tzinfo else date).replace(tzinfo=None).isoformat(timespec="seconds")
+    return datetime.datetime.now().isoformat(timespec="seconds")
 
 
 def note_start(folder: Path, now: Mapping[str, Any], warn: Callable[[str], None]) -> None:
@@ -94,12 +131,11 @@ def note_start(folder: Path, now: Mapping[str, Any], warn: Callable[[str], None]
 
     Args:
       folder: the workdir; on several hosts the first process calls this.
-      now: ``stamp()``.
+      now: ``stamp()``, and what else is to be kept.
       warn: takes a line for people.
     """
-    path = folder / PROVENANCE
-    earlier = _last(path)
-    if earlier and (changed := differences(earlier, now)):
+    path, earlier = folder / PROVENANCE, starts(folder)
+    if earlier and (changed := differences(earlier[-1], now)):
         text = "the same bits as without the interruption are not promised"
         warn(f"this run was last started with something else: {', '.join(changed)}; {text}")
     time = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

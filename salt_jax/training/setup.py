@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import inspect
 import json
@@ -18,7 +19,8 @@ from jax.sharding import Mesh
 
 from salt_jax.graders import Grader, Grades
 from salt_jax.graders.pool import GraderPool
-from salt_jax.policy import run_steps
+from salt_jax.objective.row_filters import names_of
+from salt_jax.policy import integrity, run_steps
 from salt_jax.policy.attention import check_backend
 from salt_jax.policy.hf import open_checkpoint
 from salt_jax.policy.layers import TransformerConfig
@@ -32,7 +34,7 @@ from salt_jax.tasks import (
     check_solution_lengths,
     fitting,
 )
-from salt_jax.training import hosts, workdir
+from salt_jax.training import hosts, identity, provenance, workdir
 from salt_jax.training.checkpoint import CheckpointError, Checkpoints, chosen_step
 from salt_jax.training.collect.checks import check_problems
 from salt_jax.training.config import OPTIONS, parse
@@ -45,24 +47,45 @@ OF_TOKENIZER = ("model.chat", "model.system", "model.template")  # what a messag
 Grade = Callable[[Sequence[str], Sequence[str]], Grades]
 
 
-def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What ``check`` found.
+
+    Attributes:
+      run: the checked configuration.
+      values: the same as a nested dict, for config.json.
+      made_from: the run's date, and what it is made from, as JSON.
+      may_change: further keys that may differ from those of a run that is resumed, see ``workdir.check_workdir``.
+      said: lines that a person should read.
+    """
+
+    run: RunConfig
+    values: dict[str, Any]
+    made_from: dict[str, Any]
+    may_change: Mapping[str, str]
+    said: Sequence[str]
+
+
+def check(config: Any, folder: Path, *, date: str | None = None, allow: Sequence[str] = ()) -> Checked:
     """Everything that can be wrong with a run, found before anything compiles or is written.
 
     Args:
       config: ConfigDict with every key of configs/base.py.
       folder: the run's workdir.
-
-    Returns:
-      The checked configuration, and the same as a nested dict for config.json.
+      date: ``provenance.first_date``, which of many processes the first has read.
+      allow: names of what a resumed run may be made from that is not as it was: see ``identity.check_resumed``.
 
     Raises:
       ConfigError: one line naming the key and what is allowed.
     """
     run = parse(config)
     values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    resumed = workdir.check_workdir(folder, values)
+    before = provenance.made_from(folder)
+    also = may_change(run, folder, before)
+    resumed = workdir.check_workdir(folder, values, also)
+    date = date or provenance.first_date(folder, *([run.init_from] if run.init_from else []))
     with tempfile.TemporaryDirectory() as scratch:  # the workdir stays untouched until all is checked
-        task = checked_task(run, folder / "data" if resumed else Path(scratch), splits=("train", "test"))
+        task = checked_task(run, folder / "data" if resumed else Path(scratch), splits=("train", "test"), date=date)
         if run.warm_start.steps:
             limit = "config.sampling.max_new_tokens: "
             with naming(limit, ["max_completion_length"], otherwise="config.warm_start.steps: "):
@@ -70,24 +93,76 @@ def check(config: Any, folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         check_problems(run, lambda: prompts_of(run, task, "train")[0], task.tokenizer)
         check_subset(run, task)
         checked_mesh(run, policy_config(run, task))
+        made = identity.of_run(run, task)
+        said = date_said(task, date)
+    identity.check_names(allow, made.fingerprints)
+    if resumed:
+        said = [*identity.check_resumed(folder, before, made, allow), *said]
     if run.init_from:
         named = f"config.init_from = {run.init_from!r}"
         check_same_policy(run, values, Path(run.init_from), named)
         if not (Path(run.init_from) / workdir.SUMMARY).exists():
             raise ConfigError(f"{named} is not a finished run: it has no {workdir.SUMMARY}")
-    return run, values
+    return Checked(run, values, {provenance.DATE: date, **made.record()}, also, said)
 
 
-def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str]) -> Task:
+def may_change(run: RunConfig, folder: Path, before: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that may differ from those of the run in ``folder`` where that changes nothing: '', or why it may not.
+
+    A file may be another one where it was fingerprinted and its content is the same, which is checked later. The
+    number of steps may be any that is not yet passed, where nothing depends on it but the end.
+
+    Args:
+      run: the checked configuration.
+      folder: the workdir.
+      before: ``provenance.made_from`` of it.
+    """
+    try:
+        if not (folder / workdir.CONFIG).is_file():
+            return {}
+    except OSError:  # a name that is too long: said where the folder is checked
+        return {}
+    known = {f"config.{name}" for name in before.get(provenance.FINGERPRINTS, {})}
+    if "config.model.weights" in known:
+        known.add("config.model.path")
+    unknown = "that run is from before fingerprints: whether the content is the same is unknown"
+    keys = {key: "" if key in known else unknown for key in identity.files_in(run) if key in known or not before}
+    return keys | {workdir.STEPS: steps_reason(run, folder)}
+
+
+def steps_reason(run: RunConfig, folder: Path) -> str:
+    """Why the run in ``folder`` may not end after config.steps instead of what it was started with; '' if it may."""
+    if run.optimizer.schedule != "constant":
+        return f"config.optimizer.schedule = {run.optimizer.schedule!r} ends at the last step; only 'constant' does not"
+    for key, chosen in (("filters", names_of(run.objective.filters)), ("tokens", (run.objective.tokens,))):
+        if "d3s" in chosen:
+            return f"config.objective.{key} has 'd3s', whose shares go by the last step"
+    done = max(integrity.steps(folder / run_steps.STEPS), default=0)
+    return f"it has done {done} steps; allowed: {done} or more" if run.steps < done else ""
+
+
+def date_said(task: Task, date: str) -> list[str]:
+    """The line that says what date the chat template writes; [] where it writes none."""
+    writes = getattr(task.tokenizer, "writes_date", None)
+    prompts = [source[0].prompt for source in task.sources.values() if len(source)]
+    if writes is None or not any(writes(prompt) for prompt in prompts):
+        return []
+    return [f"the chat template writes the date: in every prompt it is {date}, whatever the day"]
+
+
+def checked_task(run: RunConfig, data_dir: Path, splits: Sequence[str], date: str | None = None) -> Task:
     """The run's task, after a look at every prompt of some splits.
 
     Raises:
       ConfigError: no tokenizer, a wrong setting or data set, a prompt over the limit where that is an error.
     """
     with naming("config.", OF_TOKENIZER, otherwise="config.model.path: "):
-        tokenizer = make_tokenizer(run)
-    with naming("config.task.", ["name", *task_settings(run)], otherwise="config.task: "):
-        task = make_task(run, data_dir, tokenizer)
+        tokenizer = make_tokenizer(run, date)
+    try:
+        with naming("config.task.", ["name", *task_settings(run)], otherwise="config.task: "):
+            task = make_task(run, data_dir, tokenizer)
+    except OSError as error:  # a file where the folder of the data should be, a full disk
+        raise ConfigError(workdir.reason(error, data_dir)) from None
     for split in splits:
         if split not in task.sources:
             raise ConfigError(f"config.task has no {split} split; it has {', '.join(task.sources)}")
@@ -146,8 +221,11 @@ def naming(prefix: str, keys: Iterable[str] | None = None, otherwise: str = "") 
         raise ConfigError(prefix + str(error) if keys is None else named(prefix, keys, str(error), otherwise)) from None
 
 
-def make_tokenizer(run: RunConfig) -> Tokenizer | None:
-    """The pretrained model's tokenizer; None where the run starts from random weights and the task has its own."""
+def make_tokenizer(run: RunConfig, date: str | None = None) -> Tokenizer | None:
+    """The pretrained model's tokenizer; None where the run starts from random weights and the task has its own.
+
+    ``date`` is what its chat template takes for today, ISO 8601; by default the time of the call.
+    """
     if not run.model.path:
         return None
     # here, because the packages behind it need not be installed
@@ -159,6 +237,7 @@ def make_tokenizer(run: RunConfig) -> Tokenizer | None:
     return load_tokenizer(
         checkpoint.tokenizer_source, vocab_size=checkpoint.config.vocab_size, stop_ids=checkpoint.stop_ids,
         chat=run.model.chat, system=run.model.system, template=run.model.template,
+        date=None if date is None else datetime.datetime.fromisoformat(date),
     )
 
 
@@ -237,9 +316,20 @@ def check_same_policy(run: RunConfig, values: Mapping[str, Any], source: Path, n
         raise ConfigError(f"{named} is not a run: it has no {workdir.CONFIG}")
     other = json.loads((source / workdir.CONFIG).read_text())
     same_vocabulary = run.model.path or other["task"]["name"] == values["task"]["name"]
-    same_policy = other["policy"] == values["policy"] and other.get("model") == values["model"]
+    same_policy = other["policy"] == values["policy"] and same_model(run, other.get("model"), values["model"], source)
     if not (same_policy and same_vocabulary):
         raise ConfigError(f"{named} holds another policy or task than this configuration's")
+
+
+def same_model(run: RunConfig, there: Any, here: Mapping[str, Any], source: Path) -> bool:
+    """Whether ``source`` has begun from this run's model, which may lie elsewhere by now."""
+    if there == here or not isinstance(there, Mapping) or not (there.get("path") and here["path"]):
+        return there == here
+    before, now = provenance.made_from(source), identity.Identity()
+    if {**there, "path": ""} != {**here, "path": ""} or not before:
+        return False
+    identity.add_model(now, run.model.path)
+    return all(before[provenance.FINGERPRINTS].get(name) == value for name, value in now.fingerprints.items())
 
 
 def initial_params(

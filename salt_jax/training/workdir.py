@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from salt_jax.training.quiet import DISK
@@ -24,12 +25,14 @@ SEEN_WITHIN = 60.0  # seconds
 LOCK = ".lock"  # held by the process at work in the folder
 
 # Keys that a resumed run may have changed: where and how it computes, what it says and keeps, not what it computes.
+# Paths to the same content and the number of steps may have changed, too, where ``setup.may_change`` finds it so.
 MAY_CHANGE = (
     "config.mesh.*", "config.checkpoint.*", "config.logging.*", "config.grading.*", "config.guards.*",
     "config.monitors.*", "config.policy.attention", "config.policy.remat", "config.sampling.wave_mib",
     "config.salt.memory_mib", "config.salt.vocab_chunk", "config.learner.microbatches", "config.learner.vocab_chunk",
 )  # fmt: skip
 SAME_BITS = ("config.checkpoint.*", "config.logging.*", "config.guards.*", "config.monitors.*")  # of these
+STEPS = "config.steps"
 
 
 class StorageError(RuntimeError):
@@ -105,16 +108,17 @@ def named(key: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
+def check_workdir(workdir: Path, config: Mapping[str, Any], also: Mapping[str, str] = MappingProxyType({})) -> bool:
     """Whether a run may use ``workdir``; writes nothing.
 
     Args:
       workdir: the folder, which need not exist.
       config: the run's configuration as a nested dict.
+      also: further keys that may have changed, each with '', or the reason why it may not.
 
     Returns:
-      True if the folder holds a run with this configuration, or one that differs in ``MAY_CHANGE`` alone, which is
-      then resumed.
+      True if the folder holds a run with this configuration, or one that differs in ``MAY_CHANGE`` and ``also`` alone,
+      which is then resumed.
 
     Raises:
       ConfigError: if it holds another configuration, naming the keys that differ, or files of no run.
@@ -138,10 +142,13 @@ def check_workdir(workdir: Path, config: Mapping[str, Any]) -> bool:
         found = changes(workdir, config)
     except (ValueError, AttributeError, OSError):
         raise ConfigError(f"--workdir={workdir}: {CONFIG} cannot be read: not a run; name another folder") from None
-    changed = {key: values for key, values in found.items() if not named(key, MAY_CHANGE)}
+    changed = {key: values for key, values in found.items() if not named(key, MAY_CHANGE) and also.get(key) != ""}
     if changed:
         first = list(changed.items())[:4]
-        shown = ", ".join(f"{key} is {there!r} there and {here!r} here" for key, (there, here) in first)
+        reasons = {key: f" ({also[key]})" for key in changed if key in also}
+        shown = ", ".join(
+            f"{key} is {there!r} there and {here!r} here{reasons.get(key, '')}" for key, (there, here) in first
+        )
         more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
         raise ConfigError(f"--workdir={workdir} holds another configuration: {shown}{more}; name another folder")
     return True
@@ -180,8 +187,12 @@ def check_shared(workdir: Path) -> None:
         raise ConfigError(f"--workdir={workdir} is not shared: {CONFIG}, which process 0 has written, is not there")
 
 
-def open_workdir(workdir: Path, config: Mapping[str, Any]) -> list[str]:
+def open_workdir(
+    workdir: Path, config: Mapping[str, Any], also: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:
     """Makes the folder and stores the configuration, after ``check_workdir`` has allowed it.
+
+    A summary of another number of steps goes: the run has not ended any more.
 
     Returns:
       Lines that a person should read: the keys that differ from the run that is resumed.
@@ -189,11 +200,13 @@ def open_workdir(workdir: Path, config: Mapping[str, Any]) -> list[str]:
     workdir.mkdir(parents=True, exist_ok=True)
     found = changes(workdir, config) if (workdir / CONFIG).exists() else {}
     if found or not (workdir / CONFIG).exists():
+        if STEPS in found:
+            (workdir / SUMMARY).unlink(missing_ok=True)
         write_atomically(workdir / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     if not found:
         return []
     shown = ", ".join(f"{key} was {there!r} and is {here!r}" for key, (there, here) in found.items())
-    bits = "" if all(named(key, SAME_BITS) for key in found) else "; the same bits are not promised"
+    bits = "" if all(named(key, SAME_BITS) or key in also for key in found) else "; the same bits are not promised"
     return [f"resumed with another configuration: {shown}{bits}"]
 
 

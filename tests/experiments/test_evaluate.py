@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import sys
 import types
 
@@ -16,6 +17,7 @@ from rich.console import Console
 from experiments import cli, evaluate, scores
 from salt_jax.evaluate import ProblemResult, read_problems, summarize
 from salt_jax.policy.integrity import seal
+from salt_jax.training.identity import Identity
 from salt_jax.training.workdir import ConfigError
 
 
@@ -28,6 +30,7 @@ def problem(name: str, rewards: list[float], answers: list[str | None] | None = 
 
 
 RESULTS = [problem(str(i), [1.0, 0.0, float(i % 2), 0.0]) for i in range(40)]
+MADE_FROM = ("task.train", "task.test", "tokenizer", "template", "grader", "grader.packages", "model.weights")
 BETTER = [problem(str(i), [1.0, 1.0, float(i % 2), 0.0]) for i in range(40)]
 
 
@@ -140,6 +143,38 @@ def test_a_comparison_of_other_problems_is_one_line(tmp_path):
         scores.compare_with("base", [*RESULTS[:39], problem("z", [1.0])], RESULTS, correct_from=1.0)
 
 
+@pytest.mark.parametrize(
+    ("other", "refused", "said"),
+    [
+        ((), "", ()),
+        (("task.test",), "task.test: the task.test is not that of the baseline$", ()),
+        (("grader", "template"), "cannot be paired with this evaluation: grader: the grader is not that of", ()),
+        (("grader.packages",), "grader.packages: ", ()),
+        (("task.train", "model.weights"), "", ()),  # policies may differ, and what they were trained on
+        (("template", "tokenizer"), "", ("tokenizer: the tokenizer is not", "template: the template is not")),
+        (None, "", ("--baseline=.* is from before fingerprints: whether its test data and grader are ",)),
+    ],
+)
+def test_only_the_same_data_and_grader_are_paired(other, refused, said, command, tmp_path, capsys):
+    save(tmp_path / "base")
+    if other is not None:
+        record = {"fingerprints": {name: "2" if name in other else "1" for name in MADE_FROM}}
+        (tmp_path / "base" / "evaluation.json").write_text(json.dumps(record))
+    if refused:
+        with pytest.raises(ConfigError, match=refused):
+            command(tmp_path / "out", baseline=tmp_path / "base")
+        assert not (tmp_path / "out").exists()
+        assert command.asked == []
+        return
+    command(tmp_path / "out", baseline=tmp_path / "base")
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert record["fingerprints"] == dict.fromkeys(MADE_FROM, "1")
+    assert record["date"] == "2026-11-28T09:00:00"
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("baseline" in line and "accuracy less" not in line for line in lines) == len(said)
+    assert all(any(re.match(words, line) for line in lines) for words in said)
+
+
 def test_a_comparison_without_an_interval(tmp_path):
     ungraded = dataclasses.replace(RESULTS[1], rewards=(math.nan,) * 4, rewarded=(False,) * 4)
     result, line = scores.compare_with("base", [BETTER[0], ungraded], RESULTS[:2], correct_from=1.0)
@@ -159,13 +194,17 @@ def command(monkeypatch, tmp_path):
     asked = []
     judging = types.ModuleType("salt_jax.training.judging")
 
-    def evaluate_run(config, run_folder, console, step):
+    def evaluate_run(config, run_folder, console, step, accept):
+        accept(made, {"date": "2026-11-28T09:00:00", **made.record()})
         asked.append((run_folder, step))
         return BETTER
 
     judging.evaluate_run = evaluate_run
     monkeypatch.setitem(sys.modules, "salt_jax.training.judging", judging)
     config = config_dict.create(task={"name": "arithmetic", "correct_from": 1.0})
+    made = Identity()
+    for name in MADE_FROM:
+        made.add(name, "1", f"the {name}")
 
     def flag(value):
         return types.SimpleNamespace(value=value)

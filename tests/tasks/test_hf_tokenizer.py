@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 
 import pytest
 import tokenizers
 import transformers
+from transformers.utils import chat_template_utils
 
 from salt_jax.policy.gguf import smollm2_path
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
@@ -73,6 +75,54 @@ def test_a_stop_id_of_the_model_ends_where_the_tokenizer_has_no_end():
     tokenizer = PretrainedTokenizer(make(eos_token=None, pad_token=None), stop_ids=[10, 1])
     assert (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.pad_id) == (10, (1, 10), 10)
     assert tokenizer.decode(ids("one", "<other-end>", "two")) == "one"
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        f"Today: {DATED}\n{TEMPLATE}",
+        f"\n  {{%- if strftime_now is defined %}}\n  {DATED}{{% endif %}} \n\n" + TEMPLATE,
+        "{% macro f() %}{{ strftime_now(format='%-d.%y %H:%M:%S %j %A %%d') }}{% endmacro %}\n  {{ f() }}" + TEMPLATE,
+        "{{ strftime_now('%Y')|int + 1 }}{% if strftime_now('%m') == '02' %}leap{% endif %}" + TEMPLATE,
+        "{% set date_string = date_string or strftime_now('%B') %}{{ date_string }}" + TEMPLATE,
+    ],
+)
+def test_a_template_gets_the_date_that_is_given(template, monkeypatch):
+    """As transformers gives it today's."""
+    date = datetime.datetime(2024, 2, 9, 5, 7, 8)
+
+    class Then(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return date
+
+    ours = PretrainedTokenizer(make(template), date=date)
+    monkeypatch.setattr(chat_template_utils, "datetime", Then)
+    theirs = make(template).apply_chat_template(
+        [{"role": "user", "content": "one"}], tokenize=False, add_generation_prompt=True
+    )
+    assert ours.written("one") == theirs
+    assert ours.writes_date("one")
+    assert ours.encode_prompt("one") == ours.encode(theirs)
+
+
+@pytest.mark.parametrize(
+    ("template", "variables"),
+    [
+        (TEMPLATE, {}),
+        ("{% set day = day or strftime_now('%B') %}{{ day }}" + TEMPLATE, {"day": "May"}),
+        ("{% if messages[0]['role'] == 'system' %}" + DATED + "{% endif %}" + TEMPLATE, {}),
+    ],
+)
+def test_a_template_that_writes_no_date(template, variables):
+    tokenizer = PretrainedTokenizer(make(template), template=variables)
+    assert not tokenizer.writes_date("one")
+    assert not PretrainedTokenizer(make(template), chat=False).writes_date("one")
+    with pytest.raises(ValueError, match="only with model.chat = True"):
+        PretrainedTokenizer(make(template), chat=False).written("one")
 
 
 def test_text_is_encoded_without_special_tokens_and_decoded_to_the_first_stop():

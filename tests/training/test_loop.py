@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 
 from configs import arithmetic
+from experiments.fault_runs import differences
 from salt_jax.training import generation, loop, setup, workdir
 from salt_jax.training.checkpoint import Checkpoints
 from salt_jax.training.config import ConfigError, parse
@@ -123,6 +124,24 @@ def test_a_second_run_starts_from_the_first_ones_policy(finished, tmp_path):
     assert second["before"]["accuracy"] == summary["after"]["accuracy"]
     jax.tree.map(np.testing.assert_array_equal, final_params(folder), final_params(tmp_path / "run"))
     assert sorted(folder.rglob("*")) == before  # the first run's folder is only read
+
+
+def test_more_steps_are_those_of_a_run_that_was_to_have_them(finished, tmp_path):
+    folder = tmp_path / "run"
+    first, _ = train(tiny(steps=2), folder)
+    assert first["after"]["step"] == 2
+    summary, text = train(tiny(), folder)
+    assert differences(finished[0], folder) == []
+    assert (summary["steps"], summary["after"]) == (STEPS, finished[1]["after"])
+    assert "config.steps was 2 and is 3\n" in text  # and no word of other bits
+    lines = (folder / "provenance.jsonl").read_text().splitlines()
+    made = [{name: json.loads(line)[name] for name in ("date", "fingerprints", "details")} for line in lines]
+    assert made[0] == made[1]
+    assert made[0]["fingerprints"].keys() == {"task.train", "task.test", "grader"}
+    seal = json.loads((folder / "checkpoints" / "train" / "3" / "manifest.json").read_text())["stamp"]["made_by"]
+    assert seal["fingerprints"] == made[0]["fingerprints"]
+    with pytest.raises(ConfigError, match=r"config.steps is 3 there and 2 here \(it has done 3 steps; allowed: 3 or m"):
+        train(tiny(steps=2), folder)
 
 
 def test_a_resumed_run_does_not_hold_the_state_that_it_throws_away():

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from configs import base
 from salt_jax.evaluate import read_problems
 from salt_jax.policy.hf import export, open_checkpoint
-from salt_jax.training import judging, loop, setup, workdir
+from salt_jax.training import judging, loop, provenance, setup, workdir
 from salt_jax.training.settings import ConfigError
 from tests.pretrained_setup import CONFIG, TEMPLATE, fast_tokenizer, model_folder
 from tests.training_setup import policy_and_params
@@ -112,6 +112,32 @@ def test_a_run_can_be_evaluated_later(finished, model):
     results = judging.evaluate_run(c, folder, Console(file=said))
     assert "warning: config.evaluation.temperature = 0 is greedy: the 4 samples" in said.getvalue()
     assert all(len(set(result.texts)) == 1 for result in results)
+
+
+def test_a_run_is_evaluated_where_its_model_has_moved(finished, model, tmp_path):
+    """Its policy and date are the run's; a model that is another one is not its own."""
+    folder, _ = finished
+    shutil.copytree(model, tmp_path / "moved")
+    made = []
+
+    class Enough(Exception):
+        pass
+
+    def accept(identity, record):
+        made.append(record)
+        raise Enough
+
+    c = config(tmp_path / "moved", folder.parent)
+    with pytest.raises(Enough):
+        judging.evaluate_run(c, folder, Console(file=io.StringIO()), accept=accept)
+    (start,) = provenance.starts(folder)
+    assert made[0]["date"] == start["date"]
+    other = [name for name, value in made[0]["fingerprints"].items() if value != start["fingerprints"][name]]
+    assert other == ["task.train"]  # it was trained on another file
+    with (tmp_path / "moved" / "generation_config.json").open("w") as file:
+        json.dump({"eos_token_id": [1, 10]}, file)
+    with pytest.raises(ConfigError, match="holds another policy or task"):
+        judging.evaluate_run(c, folder, Console(file=io.StringIO()), accept=accept)
 
 
 def test_a_run_can_be_exported_and_started_from(finished, tmp_path):
