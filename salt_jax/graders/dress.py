@@ -13,7 +13,8 @@ import unicodedata
 
 LONGEST = 2000  # characters; a longer text stays in its dress
 SIGNS = {
-    "−": "-", "–": "-", "‒": "-", "―": "-", "➖": "-", "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
+    "−": "-", "–": "-", "‒": "-", "―": "-", "➖": "-",
+    "‐": "-", "‑": "-", "﹣": "-", "×": r"\times ", "⋅": r"\cdot ", "·": r"\cdot ", "∙": r"\cdot ",
     "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "⩽": r"\le ", "⩾": r"\ge ",
     "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "±": r"\pm ", "∓": r"\mp ",
     "⟨": r"\langle ", "⟩": r"\rangle ", "⁄": "/", "∕": "/", "٫": ".", "٬": ",", "،": ",", "、": ",", "。": ".",
@@ -29,8 +30,10 @@ LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _RAISED, _LOWERED = (re.compile(f"[{''.join(of)}]+") for of in (RAISED, LOWERED))
 _ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z]|\(([^()]*)\))")
 _SPACING = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|tiny|small|large|Large|LARGE|huge|Huge|normalsize|bf|rm|it|cal|quad|qquad|hfill|hline)(?![a-zA-Z])"
-    r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}|\\math(?:open|close|ord|bin|rel)\{\}"
+    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|"
+    r"tiny|small|large|Large|LARGE|huge|Huge|normalsize|bf|rm|it|cal|quad|qquad|hfill|hline)(?![a-zA-Z])"
+    r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}"
+    r"|\\math(?:open|close|ord|bin|rel)\{\}"
 )
 _WRAP = re.compile(
     r"\\(text|textbf|textit|textrm|textsf|texttt|textnormal|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm|mbox|"

@@ -14,7 +14,10 @@ _CUT = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # a box that never closes:
 _JOINED = re.compile(r"[\s$]*(?:,|&|,?\s*(?:and|or|und|oder|et|ou|y|o))[\s$]*")
 _TAKEN_BACK = re.compile(r"\b(?:not|instead|wrong|incorrect)\b|n't\b", re.IGNORECASE)
 _BEFORE = re.compile(r"(?:^|[=\s$(])(-|not\s+)\$?$")
-_AFTER = re.compile(r"(\$?(?:\^(?!\s*\{?\s*\\circ).{1,20}|\.\d+|\s*\\?%|\s*[/+*]\s*\d.{0,20}|\s*\\(?:cdot|times)\b.{1,20}))")
+_AFTER = re.compile(
+    r"(\$?(?:\^(?!\s*\{?\s*\\circ).{1,20}|\.\d+|\s*\\?%|\s*[/+*]\s*\d.{0,20}"
+    r"|\s*\\(?:cdot|times)\b.{1,20}))"
+)
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 
 
@@ -110,7 +113,7 @@ def last_boxes(text: str, count: int) -> list[str]:
 
 
 def _full_box(text: str) -> str | None:
-    """The last box that is not empty, with what belongs to it: a sign before it, a power behind it, boxes joined to it."""
+    """The last box that is not empty, with what belongs to it: a sign before, a power behind, boxes joined to it."""
     found = [box for box in found_boxes(text) if box.inside]
     if not found:
         return None

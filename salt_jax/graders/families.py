@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+LONGEST = 400  # characters of a text that may be a family
 MOST = 1000  # residues within a common period
 _WHOLE = r"(?:\\mathbb\s*\{?\s*Z\s*\}?|\\mathbf\s*\{?\s*Z\s*\}?|\\Z(?![a-zA-Z])|(?:the )?(?:set of )?integers)"
 _DOMAIN = re.compile(
@@ -33,7 +34,7 @@ def counted(text: str) -> tuple[str, str]:
       >>> counted(r"\frac{\pi}{4} + k\pi, k \in \mathbb{Z}"), counted("5n + 3 for any integer n"), counted("x > 3")
       (('\\frac{\\pi}{4} + k\\pi', 'k'), ('5n + 3', 'n'), ('x > 3', ''))
     """
-    found = _DOMAIN.search(text)
+    found = _DOMAIN.search(text) if len(text) <= LONGEST else None
     return (text[: found.start()].strip(), found["a"] or found["b"] or found["c"]) if found else (text, "")
 
 

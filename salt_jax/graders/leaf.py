@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from salt_jax.graders.compare import same
 from salt_jax.graders.dates import date
 from salt_jax.graders.families import counted, families, is_modular, same_family
 from salt_jax.graders.quantity import equal, quantity
-from salt_jax.graders.structure import read, same
+from salt_jax.graders.structure import read
 from salt_jax.graders.values import read_whole, real_set, same_value
 
 _REAL = re.compile(r"[<>]|\\(?:le|ge|cup|cap|setminus|mathbb)(?![a-zA-Z])")
@@ -20,7 +21,10 @@ _RATIO = re.compile(r"(?<=[\w}]) ?: ?(?=[\w\\])")
 _DEFINED = re.compile(r"^([a-zA-Z]'*)\s*\(\s*([a-z])\s*\)\s*=")
 _TWO = re.compile(r"^(\d+)\s*:\s*(\d+)$")
 _LETTER = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])")
-_BOTH = tuple(map(re.compile, (r"=", r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])", "'", r"\^\s*\{?\s*(?:T|\\top|\*|c|\\dagger)(?![a-zA-Z])")))
+_BOTH = (  # in both texts, or in none
+    re.compile("="), re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])"), re.compile("'"),
+    re.compile(r"\^\s*\{?\s*(?:T|\\top|\*|c|\\dagger)(?![a-zA-Z])"),
+)  # fmt: skip
 _NEVER = re.compile(r"\\(?:approx|equiv|sim|to|mid|in|not)(?![a-zA-Z])")  # no part of a value
 _HARD_TO_EXPAND = re.compile(r"\)\s*\^\s*\{?\s*(?:\d\d|[7-9])")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\}")
@@ -70,7 +74,9 @@ def leaf(answer: str, reference: str) -> bool:
         sets = (real_set(answer), real_set(reference)) if one else (None, None)
         if sets[0] is not None and sets[1] is not None:
             return bool(sets[0] == sets[1])
-    if any(bool(sign.search(answer)) != bool(sign.search(reference)) for sign in _BOTH) or _NEVER.search(answer + reference):
+    if any(bool(sign.search(answer)) != bool(sign.search(reference)) for sign in _BOTH):
+        return False
+    if _NEVER.search(answer + reference):
         return False
     if _other_letters(answer, reference) or named[0] or named[1]:
         return False
@@ -90,9 +96,7 @@ def _other_letters(answer: str, reference: str) -> bool:
     """Whether two texts have the same letters but for their case: E is not e, \\Delta is not \\delta."""
     names = [set(re.findall(r"\\[a-zA-Z]+|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", text)) for text in (answer, reference)]
     folded = [{name.lower() for name in of} for of in names]
-    return names[0] != names[1] and bool((names[0] ^ names[1])) and {x.lower() for x in names[0] - names[1]} & {
-        x.lower() for x in names[1] - names[0]
-    } != set() and folded[0] == folded[1]
+    return names[0] != names[1] and folded[0] == folded[1]
 
 
 def is_wordy(text: str) -> bool:

@@ -12,11 +12,12 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
+from salt_jax.graders.compare import assigned, same
 from salt_jax.graders.dress import undressed
 from salt_jax.graders.extract import answer_text, last_boxes
 from salt_jax.graders.leaf import equation, is_wordy, leaf, same_families
-from salt_jax.graders.quantity import quantity
-from salt_jax.graders.structure import Node, assigned, is_symbol, read, same
+from salt_jax.graders.quantity import equal, quantity
+from salt_jax.graders.structure import Node, is_symbol, read
 from salt_jax.graders.units import UNITS
 from salt_jax.graders.values import constant, library, normal_form, read_whole
 from salt_jax.graders.verdict import Verdict
@@ -103,7 +104,8 @@ def _in_other_dress(completion: str, text: str, gold: Node) -> bool:
     if mixed and same(read(f"{mixed[1]} {mixed[2]}"), gold, leaf, equation):
         return True
     number = quantity(gold.text)
-    comma = _COMMA.sub(lambda m: f"{m[1].replace('.', '').replace(' ', '')}.{m[2]}", re.sub(r"^(-?0),(?=\d)", r"\1.", undressed(text)))
+    comma = re.sub(r"^(-?0),(?=\d)", r"\1.", undressed(text))
+    comma = _COMMA.sub(lambda m: f"{m[1].replace('.', '').replace(' ', '')}.{m[2]}", comma)
     return bool(number and (number.decimal or "(" in comma) and "," in text and same(read(comma), gold, leaf, equation))
 
 
@@ -119,8 +121,8 @@ def _answer(node: Node) -> str:
     found = quantity(node.text)
     if found:
         size = UNITS.get(found.word, ("", Fraction(1)))[1]
-        value = found.value / 100 if found.unit == "%" else found.value / size
-        return str(value) if max(abs(value.numerator), value.denominator) < 10**WRITTEN else node.text
+        written = found.value / 100 if found.unit == "%" else found.value / size
+        return str(written) if max(abs(written.numerator), written.denominator) < 10**WRITTEN else node.text
     value = None if is_wordy(node.text) else read_whole(node.text)
     try:
         return node.text if value is None else normal_form(value)

@@ -49,8 +49,8 @@ _BEHIND = frozenset(  # what belongs to a number before it
 ) | (NOT_UNITS - {"for", "when", "if", "more", "less", "fewer", "below"})
 _LIMITING = re.compile(r"\b(at least|at most|more than|less than|fewer than|over|under)\s*$")
 _DENIED = re.compile(  # in the clause before an expression: it is no answer
-    r"(?:\b(?:not|never|no|nor|neither|cannot|except|instead|rather|wrong|incorrect|false|anything but|other than|far from|"
-    r"unlike|without)\b|n't\b)[^,;:]*$",
+    r"(?:\b(?:not|never|no|nor|neither|cannot|except|instead|rather|wrong|incorrect|false|anything but|other than|"
+    r"far from|unlike|without)\b|n't\b)[^,;:]*$",
     re.IGNORECASE,
 )
 _CHANGED = re.compile(  # directly before one: it is a part of another number
@@ -64,6 +64,7 @@ _GOES_ON = re.compile(  # directly behind one: the same
     r"|^[^\s.,;:!?)\]}'\"*$。、]",
     re.IGNORECASE,
 )
+_OTHER = re.compile(r"\b(?:opposite|other|rest|reverse)\b", re.IGNORECASE)
 _HEDGE = re.compile(r"\b(?:or|could|might|maybe|perhaps|possibly|unless)\b", re.IGNORECASE)
 _SURE = re.compile(r"[\dπ√∞∅∩∪∈¬∧∨≤≥]|\\[a-zA-Z]|\w\s*[=<>+]\s*\w")
 _COPULA = re.compile(r"^.*\b(?:is|are|was|were|equals|be)\s+(.*?)[.!]*$", re.DOTALL)
@@ -71,17 +72,21 @@ _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 
 
 def last_tag(text: str) -> str | None:
-    """What stands inside the last ``<answer>…</answer>``, in any case, closed or not; None where there is none.
+    """What stands inside the last ``<answer>…</answer>``, in any case; of one that is not closed if there is no other.
+
+    None where there is none.
 
     Example:
       >>> last_tag("<answer>1</answer> no, <Answer> 2 </Answer>"), last_tag("<answer>42")
       ('2', '42')
     """
-    opened = list(re.finditer(r"<answer>", text, re.IGNORECASE))
-    if not opened:
-        return None
-    inside = re.split(r"</answer>", text[opened[-1].end() :], maxsplit=1, flags=re.IGNORECASE)[0]
-    return inside.strip()
+    lower = text.lower()
+    end = lower.rfind("</answer>")
+    start = lower.rfind("<answer>", 0, end) if end >= 0 else -1
+    if start >= 0:
+        return text[start + len("<answer>") : end].strip()
+    opened = lower.rfind("<answer>")
+    return (text[opened + len("<answer>") :].strip() or None) if opened >= 0 else None
 
 
 def said(text: str) -> str | None:
@@ -127,7 +132,7 @@ def _in_sentences(text: str) -> str | None:
         return None
     told = _COPULA.match(sentences[-1].strip()) if sentences else None  # in words
     before = told and sentences[-1].strip()[: told.start(1)]
-    if not told or not before or _DENIED.search(before) or re.search(r"(?i)\b(?:opposite|other|rest|reverse)\b", before):
+    if not told or not before or _DENIED.search(before) or _OTHER.search(before):
         return None
     return told[1].strip() if len(told[1].split()) <= 6 else None
 

@@ -1,7 +1,7 @@
 r"""What a mathematical answer is made of: lists, sets, tuples and intervals, unions, matrices, equations, and leaves.
 
-``read`` takes an undressed text apart at its top level and again below; ``same`` compares two such trees: tuples and
-matrices in order, sets and lists without, an equation with an equation. Leaves are compared by what the caller says.
+``read`` takes an undressed text apart at its top level and again below; ``compare`` says when two such trees are the
+same.
 """
 
 from __future__ import annotations
@@ -38,15 +38,20 @@ _MATRIX = re.compile(
     r"^\\begin\{([pbBV]?matrix|array|smallmatrix)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}$", re.DOTALL
 )
 _CASES = re.compile(r"^\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1\}$", re.DOTALL)
-_NAME = r"(?!\\?(?:not|neq?|no|wrong|false|never)(?![a-zA-Z]))(?:[a-zA-Z]|[A-Z]{2,3}|[a-zA-Z]{3,}|\\[a-zA-Z]+)(?:'+|\s*_\s*(?:\{[^{}]*\}|\w))?"
-_SYMBOL = re.compile(  # x, x_1, AB, AB : BC, a + b, \\angle A, area, f(x), |z|, (x, y)
+_NAME = (
+    r"(?!\\?(?:not|neq?|no|wrong|false|never)(?![a-zA-Z]))"
+    r"(?:[a-zA-Z]|[A-Z]{2,3}|[a-zA-Z]{3,}|\\[a-zA-Z]+)(?:'+|\s*_\s*(?:\{[^{}]*\}|\w))?"
+)
+SYMBOL = re.compile(  # x, x_1, AB, AB : BC, a + b, \\angle A, area, f(x), |z|, (x, y)
     rf"^(?:{_NAME}(?:\s*:\s*{_NAME})*|[a-z](?:\s*\+\s*[a-z])+"
     r"|\\frac\{(?:d|\\partial)\s*\w*\}\{(?:d|\\partial)\s*\w\}|m?\s*\\(?:angle|triangle|vec|overrightarrow)\s*\{?[a-zA-Z]{1,3}\}?"
     rf"|[a-zA-Z]'*\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
 )
-_SET_NAME = re.compile(r"^[A-Z](?:\s*\\(?:cap|cup|setminus|times)(?![a-zA-Z])\s*[A-Z])*$|^[A-Z]\s*\^\s*\{?[-\w]+\}?$")
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
-_JOIN = re.compile(r"(?<=[\d}])\s+[oóye]\s+(?=[a-z]\s*=|-?\d+$)|\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])")
+_JOIN = re.compile(
+    r"(?<=[\d}])\s+[oóye]\s+(?=[a-z]\s*=|-?\d+$)"
+    r"|\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])"
+)
 _OR = re.compile(r"\s*,?\s+(?:or|oder|ou|или|ó)\s+|\s*;\s*|\s*\\(?:lor|vee)(?![a-zA-Z])\s*")
 _TURNED = re.compile(r"^(?=\]|.*\[$)[\[\]]\s*([^\[\];,]+)\s*[;,]\s*([^\[\];,]+)[\[\]]$")
 _CONDITION = r"(?:(?!\\mid|\||:|\\in|\\mathbb|=).)*"
@@ -58,8 +63,9 @@ _INTEGERS = re.compile(  # {x ∈ ℤ : 1 ≤ x < 4}
     r"^([a-zA-Z])\s*\\in\s*\\mathbb\s*\{?[ZN]\}?\s*(?:\\mid|\||:|,)\s*(-?\d+)\s*(<|\\le)\s*\1\s*(<|\\le)\s*(-?\d+)$"
 )
 _ANGLED = re.compile(r"^\\langle(.*)\\rangle$")
+_LEFT_BRACE = re.compile(r"^\\\{\s*\\begin\{array\}\s*\{[lcr]*\}(.*)\\end\{array\}\s*\.?$", re.DOTALL)
 _ARRAY = re.compile(r"^[(\[]\s*\\begin\{array\}.*\\end\{array\}\s*[)\]]$", re.DOTALL)
-_RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?![a-zA-Z])")
+RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?![a-zA-Z])")
 _OPEN, _CLOSE = "([{", ")]}"
 
 
@@ -151,7 +157,7 @@ Below = Callable[[str], Node]
 
 def _environment(text: str, below: Below) -> Node | None:
     r"""A matrix, or the rows of cases; rows that only \\ sets apart."""
-    text = re.sub(r"^\\\{\s*\\begin\{array\}\s*\{[lcr]*\}(.*)\\end\{array\}\s*\.?$", r"\\begin{cases}\1\\end{cases}", text)
+    text = _LEFT_BRACE.sub(r"\\begin{cases}\1\\end{cases}", text)
     if _ARRAY.match(text):  # \left[ \begin{array} … \right]
         text = text[1:-1].strip()
     matrix = _MATRIX.match(text)
@@ -180,7 +186,7 @@ def _environment(text: str, below: Below) -> Node | None:
 def _sets(text: str, below: Below) -> Node | None:
     """x ∈ a set, unions and intersections, and a set in its braces."""
     member = split(text, _at(r"\in")) if r"\in" in text else []
-    if len(member) == 2 and _SYMBOL.match(member[0].strip()):
+    if len(member) == 2 and SYMBOL.match(member[0].strip()):
         return Node("equation", text, (Node("leaf", member[0].strip()), below(member[1].strip())))
     for symbol, kind in ((r"\cup", "union"), (r"\cap", "intersection")):
         parts = split(text, _at(symbol)) if symbol in text else []
@@ -239,8 +245,8 @@ def _bracketed(text: str, below: Below) -> Node | None:
 def _equated(text: str, below: Below) -> Node | None:
     """An equation, the same value for several names, a point with its name, and both signs of ±."""
     sides = [side.strip() for side in split(text, lambda t, i: 1 if _EQUALS.match(t, i) else 0)] if "=" in text else []
-    if len(sides) > 1 and all(sides) and not _RELATION.search(text) and not re.search(r"\\(?:equiv|approx)", text):
-        if len(sides) > 2 and all(_SYMBOL.match(side) for side in sides[:-1]):  # x = y = 3
+    if len(sides) > 1 and all(sides) and not RELATION.search(text) and not re.search(r"\\(?:equiv|approx)", text):
+        if len(sides) > 2 and all(SYMBOL.match(side) for side in sides[:-1]):  # x = y = 3
             return Node("list", text, tuple(below(f"{side} = {sides[-1]}") for side in sides[:-1]))
         rest = below(sides[1]) if len(sides) == 2 else Node("leaf", " = ".join(sides[1:]))
         return Node("equation", text, (Node("leaf", sides[0]), rest))
@@ -260,7 +266,8 @@ def _filled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
     at = [i for i, part in enumerate(parts) if part.text == r"\ldots"]
     if len(at) != 1 or at[0] < 2:
         return parts
-    shown = [quantity(assigned(part).text) for part in parts[: at[0]] + parts[at[0] + 1 :]]
+    others = parts[: at[0]] + parts[at[0] + 1 :]
+    shown = [quantity(part.parts[1].text if part.kind == "equation" else part.text) for part in others]
     if any(number is None or number.unit or number.decimal for number in shown):
         return parts
     values = [number.value for number in shown if number]
@@ -278,120 +285,6 @@ def _filled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
     return tuple(leaf(value) for value in whole)
 
 
-def assigned(node: Node) -> Node:
-    """The value of x in 'x = value'; another node as it is."""
-    if node.kind != "equation":
-        return node
-    name = node.parts[0].text
-    named = _SYMBOL.match(name) or (_SET_NAME.match(name) and node.parts[1].kind not in ("leaf", "equation"))
-    if name.startswith("(") and sorted(of := re.findall(r"\w+", name)) != of:
-        return node  # (y, x) = (1, 2)
-    return node.parts[1] if named else node
-
-
 def is_symbol(text: str) -> bool:
     """Whether a text is what a value is given to: x, a_n, f(x), \\angle ABC."""
-    return bool(_SYMBOL.match(text))
-
-
-Equal = Callable[[str, str], bool]
-
-
-def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
-    """Whether an answer ``a`` is the reference ``b``; ``leaf`` and ``equation`` compare texts of those kinds."""
-    again = functools.partial(same, leaf=leaf, equation=equation)
-    if re.sub(r"\s", "", a.text) == re.sub(r"\s", "", b.text) and a.kind == b.kind and not a.parts:
-        return True
-    if a.kind == b.kind == "equation":
-        names = [node.parts[0].text.replace(" ", "") for node in (a, b)]
-        if any(r"\in" in x.text and r"\in" not in y.text and x.parts[1].kind == "leaf" for x, y in ((a, b), (b, a))):
-            return False
-        if names[0] == names[1] and all(assigned(node) is not node for node in (a, b)):
-            return again(a.parts[1], b.parts[1])
-        return equation(a.text, b.text)
-    if "equation" in (a.kind, b.kind):
-        if assigned(a) is a and assigned(b) is b:
-            return False  # an equation is not its right-hand side
-        return again(assigned(a), assigned(b))
-    if a.kind == "tuple" and b.kind == "tuple":
-        if a.brackets != b.brackets or len(a.parts) != len(b.parts):
-            return False
-        return all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
-    a, b = (_as_matrix(x) if y.kind == "matrix" else x for x, y in ((a, b), (b, a)))
-    if a.kind == "matrix" and b.kind == "matrix":
-        return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
-    loose = ("list", "set")
-    if {"union", "intersection"} & {a.kind, b.kind}:
-        return (a.kind == b.kind and _matched(list(a.parts), list(b.parts), again)) or leaf(a.text, b.text)
-    if a.kind in loose and b.kind in loose:
-        if a.kind == b.kind == "list" and _ordered(b):  # 1, 4, 6, 4, 1
-            return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
-        names = [_names(node) for node in (a, b)]
-        if names[0] and names[1] and names[0] != names[1]:
-            return False
-        several = [len({name.partition("_")[0] for name in of}) > 1 for of in names]
-        plain = [all(part.kind != "equation" for part in node.parts) for node in (a, b)]
-        if (several[0] and plain[1]) or (several[1] and plain[0]):  # x = 1, y = 2 for 1, 2
-            values = [[assigned(part) for part in _in_order(node)] for node in (a, b)]
-            return len(values[0]) == len(values[1]) and all(map(again, *values))
-        bare = not any(several)  # without names, or with one: then the values count
-        lists = [[assigned(x) for x in node.parts] if bare else list(node.parts) for node in (a, b)]
-        if _matched(lists[0], lists[1], lambda x, y: ("set" in (x.kind, y.kind)) <= (x.kind == y.kind) and again(x, y)):
-            return True
-        return bool(_RELATION.search(a.text + b.text)) and leaf(a.text, b.text)
-    kinds = {a.kind, b.kind}
-    if kinds == {"tuple", "list"} and not _RELATION.search(a.text + b.text):  # with or without brackets, in order
-        values = [tuple(assigned(part) for part in _in_order(node)) for node in (a, b)]
-        if a.brackets + b.brackets != "()" or len(values[0]) != len(values[1]):
-            return False
-        return all(again(x, y) for x, y in zip(*values, strict=True))
-    if kinds == {"set", "leaf"} and not (a.parts or b.parts):
-        return (b if a.kind == "set" else a).text == r"\emptyset"
-    if "set" in kinds and kinds != {"set"}:
-        single, other = (a, b) if a.kind == "set" else (b, a)
-        if r"\emptyset" in other.text or any(part.text == r"\emptyset" for part in single.parts):  # {∅} is not ∅
-            return False
-        return other.kind == "leaf" and len(single.parts) == 1 and again(single.parts[0], other)
-    both = a.text + b.text
-    if kinds == {"leaf"} or _RELATION.search(both) or r"\mathbb{R}" in both or r"\begin" in both:  # x > 1 is (1, oo)
-        return leaf(a.text, b.text)
-    return False
-
-
-def _names(node: Node) -> set[str]:
-    """What the parts give values to; one name in x = 1 or x = 2, also where only the first says it."""
-    named = [part.parts[0].text for part in node.parts if part.kind == "equation"]
-    return {name.replace(" ", "") for name in named if _SYMBOL.match(name)}
-
-
-def _ordered(node: Node) -> bool:
-    """Whether a list has an order of its own: numbers that repeat, and do not only rise or fall."""
-    numbers = [quantity(part.text) for part in node.parts]
-    values = [number.value for number in numbers if number]
-    return len(values) == len(numbers) > len(set(values)) and values not in (sorted(values), sorted(values)[::-1])
-
-
-def _as_matrix(node: Node) -> Node:
-    """[[1, 2], [3, 4]] as a matrix."""
-    rows = node.kind == "tuple" and all(part.kind == "tuple" and part.brackets == "[]" for part in node.parts)
-    return Node("matrix", node.text, node.parts) if rows else node
-
-
-def _in_order(node: Node) -> tuple[Node, ...]:
-    """Parts of a list; of one that assigns every name, by the names."""
-    if all(assigned(part) is not part for part in node.parts):
-        return tuple(sorted(node.parts, key=lambda part: part.parts[0].text))
-    return node.parts
-
-
-def _matched(a: list[Node], b: list[Node], equal: Callable[[Node, Node], bool]) -> bool:
-    """Whether each part of one is a part of the other, and as many."""
-    if len(a) != len(b) or len(a) > LONGEST:
-        return False
-    left = list(b)
-    for part in a:
-        found = next((i for i, other in enumerate(left) if equal(part, other)), None)
-        if found is None:
-            return False
-        left.pop(found)
-    return True
+    return bool(SYMBOL.match(text))

@@ -59,6 +59,7 @@ _WORD = re.compile(
     r"|[a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?(?:\s+(?:per|of|sterling)\s+[a-zA-Z]+)?(?:\s*\^\s*\{?[23]\}?)?)"
 )
 _MANY = frozenset("people children men women mice sheep fish deer feet teeth geese oxen".split())
+_POWERS = (("square ", "^2"), ("cubic ", "^3"), ("sq ", "^2"), ("cu ", "^3"), ("sq. ", "^2"), ("cu. ", "^3"))
 # Words behind a number that are no unit: they join, or they make another number of it.
 NOT_UNITS = frozenset(
     "and or to mod if for when pi sqrt log ln sin cos tan over minus plus times hundred thousand million billion "
@@ -76,17 +77,18 @@ def unit_at(text: str, at: int) -> tuple[str, Fraction, str, int] | None:
     word = re.sub(r"\s*([/^])\s*", r"\1", re.sub(r"\s+", " ", re.sub(r"[{}]", "", found["word"])))
     if "circ" in word:
         word = "^\\circ" + (word[-1] if word[-1] in "CF" else "")
-    for long, power in (("square ", "^2"), ("cubic ", "^3"), ("sq ", "^2"), ("cu ", "^3"), ("sq. ", "^2"), ("cu. ", "^3")):
+    for long, power in _POWERS:
         if word.startswith(long):
             word = _SHORT.get(word[len(long) :].rstrip("s"), word[len(long) :].rstrip("s")) + power
     word = re.sub(r"^(\w+?)s? per (\w+)$", lambda m: f"{_SHORT.get(m[1], m[1])}/{_SHORT.get(m[2], m[2])}", word)
     word = re.sub(r"^(\w+) (\w)\^-(\d)$", lambda m: f"{m[1]}/{m[2]}" + (f"^{m[3]}" if m[3] != "1" else ""), word)
     lower = word.lower() if len(word) > 1 else word
-    for name in (word, lower, word.rstrip("s"), lower.rstrip("s"), re.sub(r"ies$", "y", lower), re.sub(r"s(?= )", "", lower)):
+    singular = word.rstrip("s"), lower.rstrip("s"), re.sub(r"ies$", "y", lower), re.sub(r"s(?= )", "", lower)
+    for name in (word, lower, *singular):
         if name in UNITS:
             return *UNITS[name], word, found.end()
     name = word.lower().split("^")[0]
     many = (name.endswith("s") and not name.endswith(("ss", "us", "is", "ths"))) or name in _MANY or " of " in name
-    if {name, name.rstrip("s")} & NOT_UNITS or len(name) < 3 or not many:  # a symbol, or a word that says something else
+    if {name, name.rstrip("s")} & NOT_UNITS or len(name) < 3 or not many:  # a symbol, or another word
         return None
     return "=" + word.lower().rstrip("s"), Fraction(1), word, found.end()

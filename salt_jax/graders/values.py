@@ -19,9 +19,12 @@ LONGEST, DEEPEST = 400, 12  # characters and brackets within brackets of what is
 _HUGE = re.compile(  # exponents, factorials and binomials that are not worked out
     r"\^\s*\{?\s*[-+(]*\s*(?:\d{5,}|\{?\s*\d+\s*\^)|\d{5,}\s*[)}]?\s*!|!\s*!|\([^()a-zA-Z]*\^[^()a-zA-Z]*\)\s*!"
     r"|\\binom\s*\{?\s*\d{6,}|\d{300,}|\^\s*\{[^{}a-zA-Z]*\d[^{}a-zA-Z]*\^|\\(?:sum|prod|int|lim|gcd|lcm)(?![a-zA-Z])"
-    r"|\\(?:sin|cos|tan|sec|csc|cot)\s*\^\s*\{?\s*\d\d|\([^()]*(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])[^()]*\)\s*\^\s*\{?\s*(?:\d\d\d|[2-9]\d)"
+    r"|(?:\^\s*\{[^{}]*){3}\^|\\(?:sin|cos|tan|sec|csc|cot)\s*\^\s*\{?\s*\d\d|\([^()]*(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])[^()]*\)"
+    r"\s*\^\s*\{?\s*(?:\d\d\d|[2-9]\d)"
 )
-_HARD = re.compile(r"\\sqrt\s*\{[^{}]*[a-z]|\\(?:sin|cos|tan|log|ln)\s*\(?\s*[a-z]|\^\s*\{?\s*(?:\d\d|[5-9])|(?:\|[^|]*){5}")  # not solved
+_HARD = re.compile(  # inequalities that are not solved
+    r"\\sqrt\s*\{[^{}]*[a-z]|\\(?:sin|cos|tan|log|ln)\s*\(?\s*[a-z]|\^\s*\{?\s*(?:\d\d|[5-9])|(?:\|[^|]*){5}"
+)
 _DERIVATIVE = re.compile(r"\\frac\s*\{\s*(?:d|\\partial)(?![a-zA-Z]{2})")
 _TOWER = re.compile(r"(?<=\^)\s*\{\s*(\d{1,4})\s*\^\s*(?:(\d{1,2})|\{\s*(\d{1,2})\s*\})\s*\}")
 _MISREAD = re.compile(r"(?<![\d_])\d+\s+\d|\d\s*_|\d\s*\.\s*\.|\dx\d")

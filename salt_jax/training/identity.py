@@ -16,10 +16,10 @@ from typing import Any
 from salt_jax.graders import Grader
 from salt_jax.policy import integrity, policy_folder, run_steps
 from salt_jax.policy.hf import Checkpoint, open_checkpoint
-from salt_jax.policy.hf_config import read_json
 from salt_jax.policy.hf_tensors import INDEX, WEIGHTS
 from salt_jax.tasks import Source, Task
 from salt_jax.tasks.gsm8k import data_files
+from salt_jax.tasks.json_values import read_json
 from salt_jax.tasks.settings import files_of
 from salt_jax.training.code_fingerprints import of_module
 from salt_jax.training.fingerprints import combined, of_file

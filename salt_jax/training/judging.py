@@ -173,8 +173,8 @@ def evaluate_run(
         before = {} if run_folder is None else provenance.made_from(run_folder)
         other = identity.differences(before, made, "the run") if before else {}
         prompts = [text for name, text in other.items() if name in ("tokenizer", "template")]
-        for text in [*setup.date_said(task, date), *prompts]:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+        for said in [*setup.date_said(task, date), *prompts]:
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
         grade = open_until_done.enter_context(setup.grading(run, task))
         if run_folder is None:
             params = setup.initial_params(run, config, jax.random.key(0), mesh)
@@ -186,7 +186,7 @@ def evaluate_run(
             params = setup.params_at(run_folder, step, shapes, named)
         judge = make_judge(run, task, make_policy(config, mesh), params, mesh, grade)
         source = run.model.path if run_folder is None else f"{run_folder} at step {step}"
-        if (line := of_one_sample(run)) is not None:
-            console.print(f"warning: {line}", highlight=False, soft_wrap=True)
+        if (same := of_one_sample(run)) is not None:
+            console.print(f"warning: {same}", highlight=False, soft_wrap=True)
         console.print(f"evaluating {source}: {run.evaluation.samples} samples a problem", highlight=False)
         return judge(params)

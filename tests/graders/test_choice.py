@@ -561,7 +561,7 @@ def test_exact_answer_votes():
         (r"\boxed {1}", "1"),
         (r"\fbox{ 1 }", "1"),
         (r"\boxed{1} \boxed{2", "1"),
-        (r"\boxed{a \boxed{b} c}", "b"),
+        (r"\boxed{a \boxed{b} c}", r"a \boxed{b} c"),  # a box within is a part of it
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{1\}", None),
         (r"} \boxed{1}", "1"),

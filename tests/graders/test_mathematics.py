@@ -121,24 +121,70 @@ def test_equal_decimals_are_one_answer():
 REFUSED = [
     *((text, "3") for text in (
         "minus three", "negative 3", "It is minus 3", "twice 3", "the cube of 3", "3 divided by 4", "2 to the power 3",
-        "it is not equal to 3", "it cannot be 3", "it is never 3", "it is anything but 3", "far from 3", "3‰", "1→3", "3ish",
+        "it is not equal to 3", "it cannot be 3", "it is never 3", "it is anything but 3", "far from 3",
+        "3‰", "1→3", "3ish",
         "The answer is $3$ + 1", "The answer is $3$ / $4$", "The answer is $3$.5", "The answer is $3$%",
         "The answer is $3$ or maybe $4$", "The answer is $3$; or $4$", "The answer is $3$ and a half",
         "The answer is 3 (or four)", "The answer is 3; 4", "The answer is 3. Or 4.", "The answer is 3 but could be 4",
-        r"\boxed{x=1=3}", r"\boxed{\neq = 3}", r"\boxed{3_2}", r"-\boxed{3}", r"\boxed{3}^2", r"\boxed{3}.5", r"\boxed 3.5",
+        r"\boxed{x=1=3}", r"\boxed{\neq = 3}", r"\boxed{3_2}", r"-\boxed{3}", r"\boxed{3}^2", r"\boxed{3}.5",
+        r"\boxed 3.5",
         r"not \boxed{3}", r"\boxed{4} or \boxed{3}", r"<think>the answer is not \boxed{3}</think>", r"\boxed{5, 3",
-        *(rf"\boxed{{3\text{{ {word}}}}}" for word in ("not", "false", "negative", "root", "choose", "gross", "M", "million")),
+        *(rf"\boxed{{3\text{{ {word}}}}}" for word in "not false negative root choose gross M million".split()),
     )),
     ("half of 4", "4"), ("5 & 4", "4"), ("it is —5", "5"), ("The opposite of it is red", "red"),
-    (r"not \boxed{1} but \boxed{2}", "1,2"), (r"\boxed{2 3}", "5"), (r"\boxed{1,234}", "1.234"), (r"\boxed{0:0}", "1:2"),
-    (r"\boxed{x=1 \text{ or } y=2}", r"x=1 \text{ or } x=2"), (r"\boxed{A(5,2)}", "B(5,2)"), (r"\boxed{f(a)=3}", "f(b)=3"),
+    (r"not \boxed{1} but \boxed{2}", "1,2"), (r"\boxed{2 3}", "5"), (r"\boxed{1,234}", "1.234"),
+    (r"\boxed{0:0}", "1:2"),
+    (r"\boxed{x=1 \text{ or } y=2}", r"x=1 \text{ or } x=2"), (r"\boxed{A(5,2)}", "B(5,2)"),
+    (r"\boxed{f(a)=3}", "f(b)=3"),
     (r"\boxed{k x, k\in\mathbb{Z}}", r"x^2, x\in\mathbb{Z}"), (r"\boxed{5e - 5}", "5e-05"),
+]  # fmt: skip
+# (in the box, what it is not): a sign, a case, a condition or an order apart, or read only in part.
+OTHER = [
+    (r"-\infty", r"3"), (r"x=-\infty", r"x=3"), (r"(-\infty,2)", r"(1,2)"), (r"x\ne 3", r"x\ne 0"),
+    (r"\gcd(a,b)", r"5"), (r"\gcd(4,6)", r"5"), (r"(-1)!", r"5"), (r"\text{(A) but not (B)}", r"A"),
+    (r"(A) not", r"A"), (r"\textbf{(C)}\text{ false}", r"C"), (r"\pi \approx 17", r"\pi"), (r"1,2", r"1<x<2"),
+    (r"\pm1", r"|x|<1"),
+    (r"\begin{cases}1 & x>0\\0 & x\le 0\end{cases}", r"\begin{cases}0 & x>0\\1 & x\le 0\end{cases}"),
+    (r"1,2", r"x=2,y=1"), (r"1,2,3", r"a=3,b=2,c=1"), (r"x<-1 \text{ or } y>1", r"x<-1 \text{ or } x>1"),
+    (r"y'=2x", r"y=2x"), (r"y'+y=0", r"y''+y=0"), (r"A'", r"A"), (r"A^T", r"A"), (r"5^T", r"5"),
+    (r"\frac{dy}{dx}=9x", r"\frac{dy}{dx}=2x"), (r"\frac{dy}{dx}=y", r"y=0"), (r"E", r"e"), (r"\delta", r"\Delta"),
+    (r"I", r"i"), (r"\gamma", r"\Gamma"), (r"II", r"-1"), (r"-AB", r"AB"), (r"-\text{even}", r"even"),
+    (r"x+1=(1,2)", r"(1,2)"), (r"0=(1,2)", r"(1,2)"), (r"(5,6)=(1,2)", r"(1,2)"), (r"(y,x)=(1,2)", r"(1,2)"),
+    (r"-(x,y,z)=(1,2,3)", r"(1,2,3)"), (r"1/6", r"5:30"), (r"2/3", r"10:15"), (r"\{\{1\},\{2\}\}", r"\{1,2\}"),
+    (r"\text{no solution}", r"\{\emptyset\}"), (r"5\text{ elevenths}", r"5"), (r"\text{the inverse is }5", r"5"),
+    (r"\text{the square is }5", r"5"), (r"y\in 2x+3", r"y=2x+3"), (r"y\approx\frac12x", r"y=\frac12x"),
+    (r"3\frac72", r"13/2"), (r"3x4", r"12x"), (r"\sqrt{x}+\sqrt{x+1}+\sqrt{x+2}>5", r"x>1"),
+    (r"\sec^{42} x", r"\sec^2 x"), (r"2^{2004}", r"\binom{n}{k}"),
+    (r"\begin{pmatrix}1&2&3\\4&5&6\end{pmatrix}^2", r"\begin{pmatrix}1&2\end{pmatrix}"), (r"\frac00\ln 0", r"x=3"),
+    (r"\sin3\frac10", r"x=3"),
+]  # fmt: skip
+ALIKE = [
+    (r"\text{negative }3", r"-3"), (r"\text{minus three}", r"-3"), (r"8", r"\textbf{(A)}\ 8"),
+    (r"A", r"\textbf{(A)}\ 8"), (r"\textbf{(A)}\ 8", r"\textbf{(A)}\ 8"), (r"\binom52", r"10"),
+    (r"12\text{ sq cm}", r"12\text{ cm}^2"), (r"\text{None}", r"\emptyset"), (r"\text{Yes, it is}", r"Yes"),
+    (r"\$0.50", r"\$0.50"), (r"k\in\mathbb{Z}", r"k\in\mathbb{Z}"), (r"\frac{dy}{dx}=2x", r"\frac{dy}{dx}=2x"),
+
+       (r"\begin{cases}1 & x>0\\0 & x\le 0\end{cases}",
+     r"\begin{cases}0, & \text{if } x\le 0\\1, & \text{if } x> 0\end{cases}"),
+    (r"x=1,y=2", r"1,2"), (r"A'", r"A'"), (r"A^T", r"A^T"), (r"\Delta", r"\Delta"), (r"2E", r"2E"),
+    (r"(x,y)=(1,2)", r"(1,2)"), (r"A\cap B=\{1\}", r"\{1\}"), (r"3\frac12", r"7/2"), (r"2^{2004}", r"2^{2004}"),
+    (r"y'=2x", r"y'=2x"), (r"\gcd(a,b)", r"\gcd(a,b)"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("completion", "reference"), REFUSED)
 def test_a_part_of_another_answer_is_refused(completion, reference):
     assert math_equal(completion, reference).reward == 0
+
+
+@pytest.mark.parametrize(("answer", "reference"), OTHER)
+def test_what_differs_in_little_is_another_answer(answer, reference):
+    assert math_equal(rf"\boxed{{{answer}}}", reference).reward == 0
+
+
+@pytest.mark.parametrize(("answer", "reference"), ALIKE)
+def test_what_is_written_otherwise_is_the_same_answer(answer, reference):
+    assert math_equal(rf"\boxed{{{answer}}}", reference).reward == 1
 
 
 def test_it_says_nothing_of_its_time_limits(caplog, monkeypatch):
