@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import NamedTuple
 
 from salt_jax.graders.said import last_tag, said
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3}(?!\w))?")
 _BARE = re.compile(r"\\boxed\s+(-?\d+(?:\.\d+)?|[^\s$.{}\\]+)")
 _CUT = re.compile(r"\\(?:boxed|fbox)\s*\{(?!\s*\})")  # a box that never closes: the text was cut off in it
 _JOINED = re.compile(r"[\s$]*(?:,|&|,?\s*(?:and|or|und|oder|et|ou|y|o))[\s$]*")
@@ -153,11 +154,12 @@ def last_number(text: str) -> str | None:
     For models too small to keep to a format. It is lenient: a wrong text that ends in the right number passes.
 
     Example:
-      >>> last_number("4 - 1 is 3."), last_number("1,234.50 apples"), last_number("10-3")
-      ('3', '1234.50', '3')
+      >>> last_number("4 - 1 is 3."), last_number("1,234.50 apples"), last_number("10-3"), last_number("5e3")
+      ('3', '1234.50', '3', '5000')
     """
     found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return found[-1].replace(",", "") if found else None
+    number = found[-1].replace(",", "") if found else None
+    return number if number is None or "e" not in number.lower() else f"{Decimal(number):f}"
 
 
 # How a setting `extract` names them.

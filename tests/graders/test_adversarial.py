@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from salt_jax.graders import Grader, GraderPool
-from salt_jax.graders.mathematics import math_equal
 
 ATOMS = (
     r"1 9 x \frac{1}{2} { } ( ) [ ] \sqrt{ ^ _ \left \right + - , ; = \cup \in \{ \} \pm % \$ ! | < \le \ldots "
-    r"1,000 \pi k e \infty \begin{pmatrix} \end{pmatrix} \\ & \boxed{ \text{ March \overline{3} 0. 10^{ 9^ \sin \log \binom{ "
-    r"\int \sum_{n=1}^{ ' : ~ ** $ \( \) "
-    r"<think> </think> <answer> #### é ½ −"
+    r"1,000 \pi k e \infty \begin{pmatrix} \end{pmatrix} \\ & \boxed{ \text{ March \overline{3} 0. 10^{ 9^ \sin \log "
+    r"\binom{ \int \sum_{n=1}^{ ' : ~ ** $ \( \) <think> </think> <answer> #### é ½ −"
 ).split() + ["and ", "or ", "3 hours ", "5 ft ", "half ", "two ", "answer is ", "\u3000", " "]
 BRACKETS = tuple(
     r"( ) [ ] { } \{ \} \frac{1}{ } \sqrt{ } \boxed{ } \text{ } x^{ } \sin( ) | | e^{ }".split()[i : i + 2]
@@ -51,15 +48,7 @@ def texts():
     return [rf"\boxed{{{text}}}" if i % 3 else text for i, text in enumerate(found)]
 
 
-@pytest.mark.parametrize("part", range(3))
-def test_some_are_read_here(part):
-    """No exception but a verdict; ``test_all_within_the_deadline`` sees to the time."""
-    for i, text in list(enumerate(texts()))[part * 7 :: 20]:
-        assert math_equal(text, REFERENCES[i % len(REFERENCES)]).reward in (0, 1)
-
-
-@pytest.mark.slow
-def test_all_within_the_deadline():
+def test_all_get_a_verdict_within_the_deadline():
     every = texts()
     with GraderPool(Grader("salt_jax.graders.mathematics:math_equal"), workers=2, deadline=5) as pool:
         grades = pool.grade(every, [REFERENCES[i % len(REFERENCES)] for i in range(len(every))])

@@ -19,6 +19,9 @@ from salt_jax.graders.extract import last_number
         ("", None),
         ("3.0", "3.0"),
         ("v1.2.3", None),
+        ("1,2345", "2345"),  # no thousands
+        ("5e3", "5000"),
+        ("2.5E-3 m", "0.0025"),
     ],
 )
 def test_forms(text, number):
