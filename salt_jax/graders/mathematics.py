@@ -135,21 +135,30 @@ def math_equal(
 ) -> Verdict:
     r"""1.0 if the completion's answer is mathematically the reference, else 0.0.
 
-    Where the completion has a box, its last ``\boxed{…}`` that is not empty is the answer; a box within a chain of
-    thought counts only where nothing after the thought says an answer. Without a box: what an ``<answer>`` holds, what
-    follows the last 'answer is' or '####', the last LaTeX, the last number. All of it must be the reference.
+    Where the completion has a box, its last ``\boxed{…}`` that is not empty is the answer, with those that 'and' joins
+    to it; a box within a chain of thought counts only where nothing follows the thought and it is called the answer.
+    Without a box: what an ``<answer>`` holds, what follows '####' or 'the answer is', the last expression of the last
+    sentence that has one. A text that was cut off in its thought or its box has no answer. All of the answer must be the
+    reference: a unit may be left out, and a name before the value ('x = 3'); nothing else may.
 
-    ======================================  =================  ======
-    completion                              reference          reward
-    ======================================  =================  ======
-    ``so $\boxed{\frac12}$``                ``0.5``            1
-    ``The answer is 1,234.``                ``1234``           1
-    ``\boxed{3/4}``                         ``1/4``            0, and 1 with last_number
-    ``\boxed{x^2-1=0}``                     ``0``              0
-    ``The answer is 42.`` (boxed_only)      ``42``             0
-    anything without an answer              ``42``             0, answer None
-    anything                                no mathematics     missing
-    ======================================  =================  ======
+    ======================================  ==========================  ======
+    completion                              reference                   reward
+    ======================================  ==========================  ======
+    ``so $\boxed{\frac12}$``                ``0.5``                     1
+    ``The answer is 1,234.``                ``1234``                    1
+    ``He needs 3 h 20 min.``                ``200 minutes``             1
+    ``\boxed{2, 1}``                        ``\{1, 2\}``                1
+    ``\boxed{(2, 1)}``                      ``(1, 2)``                  0
+    ``\boxed{x > 3}``                       ``(3, \infty)``             1
+    ``\boxed{5k + 3}``                      ``n \equiv 3 \pmod 5``      1
+    ``\boxed{3 \text{ or } 4}``             ``3``                       0
+    ``It is not 3.``                        ``3``                       0
+    ``\boxed{3/4}``                         ``1/4``                     0, and 1 with last_number
+    ``\boxed{x^2-1=0}``                     ``0``                       0
+    ``The answer is 42.`` (boxed_only)      ``42``                      0
+    anything without an answer              ``42``                      0, answer None
+    anything                                no mathematics              missing
+    ======================================  ==========================  ======
 
     Args:
       completion: what the policy wrote.

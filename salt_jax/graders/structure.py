@@ -15,7 +15,7 @@ from salt_jax.graders.dates import date
 from salt_jax.graders.quantity import quantity
 
 DEEPEST, LONGEST_TEXT = 8, 2000  # lists within lists; characters of what is taken apart
-LONGEST = 1000  # parts of a list that are matched without order
+LONGEST = 200  # parts of a list that are matched without order
 
 
 class Node(NamedTuple):
@@ -279,7 +279,7 @@ def _filled(parts: tuple[Node, ...]) -> tuple[Node, ...]:
     if at[0] == len(parts) - 1:  # for ever
         return (*(leaf(value) for value in before[:3]), parts[-1]) if len(before) > 2 else parts
     count = (values[-1] - values[0]) / step
-    whole = [values[0] + i * step for i in range(int(count) + 1)] if 0 < count <= 1000 else []
+    whole = [values[0] + i * step for i in range(int(count) + 1)] if 0 < count < LONGEST else []
     if count.denominator != 1 or values[at[0] :] != whole[len(whole) - len(values) + at[0] :]:
         return parts
     return tuple(leaf(value) for value in whole)

@@ -28,9 +28,9 @@ def of_module(module: str) -> tuple[dict[str, str], set[str]]:
       OSError: a file that cannot be read.
 
     Example:
-      >>> digests, imported = of_module("salt_jax.graders.extract")
+      >>> digests, imported = of_module("salt_jax.graders.units")
       >>> list(digests), sorted(imported)
-      (['salt_jax.graders/extract.py'], ['__future__', 'collections', 're'])
+      (['salt_jax.graders/units.py'], ['__future__', 'fractions', 're'])
     """
     try:
         spec = importlib.util.find_spec(module)

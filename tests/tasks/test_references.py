@@ -11,7 +11,7 @@ from salt_jax.graders.mathematics import math_equal
 from salt_jax.tasks import TASKS, Example, Task
 from salt_jax.tasks.references import usable
 
-ELEMENTS = ", ".join(map(str, range(1000)))  # more than a grader compares
+ELEMENTS = ", ".join(map(str, range(201)))  # more than a list is compared for
 HUMANEVAL = {"task_id": "HumanEval/0", "prompt": 'def f(x):\n    """."""\n', "entry_point": "f"}
 MBPP = {"text": "Double.", "code": "def f(x):\n    return 2 * x"}
 # Task and settings, a row that will do, one that will not, and the reason.

@@ -26,7 +26,7 @@ def test_what_a_grader_imports(tmp_path, monkeypatch):
     assert set(code) == {f"own/{name}.py" for name in "acef"} | {"own.sub/__init__.py", "own.sub/b.py"}
     assert outermost == {"own", "numpy", "sympy"}
     assert files("top") == {
-        "/top.py", "own/d.py", *(OURS.format(name) for name in ("choice", "extract", "verdict"))
+        "/top.py", "own/d.py", *(OURS.format(name) for name in ("choice", "letters", "verdict"))
     }  # fmt: skip
 
 

@@ -273,7 +273,7 @@ def test_an_end_that_only_the_model_names(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "model")
     edited(copy, eos_token=None)
     (copy / "generation_config.json").write_text('{"eos_token_id": 10}')
-    run, _ = setup.check(config(copy, tmp_path), tmp_path / "run")
+    run = setup.check(config(copy, tmp_path), tmp_path / "run").run
     assert setup.make_tokenizer(run).stop_ids == (10,)
 
 
