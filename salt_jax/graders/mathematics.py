@@ -138,8 +138,8 @@ def math_equal(
     Where the completion has a box, its last ``\boxed{…}`` that is not empty is the answer, with those that 'and' joins
     to it; a box within a chain of thought counts only where nothing follows the thought and it is called the answer.
     Without a box: what an ``<answer>`` holds, what follows '####' or 'the answer is', the last expression of the last
-    sentence that has one. A text that was cut off in its thought or its box has no answer. All of the answer must be the
-    reference: a unit may be left out, and a name before the value ('x = 3'); nothing else may.
+    sentence that has one. A text that was cut off in its thought or its box has no answer. All of the answer must be
+    the reference: a unit may be left out, and a name before the value ('x = 3'); nothing else may.
 
     ======================================  ==========================  ======
     completion                              reference                   reward

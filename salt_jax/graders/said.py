@@ -45,7 +45,7 @@ _INSIDE = frozenset("sqrt pi log ln sin cos tan mod arcsin arccos arctan".split(
     "sep sept oct nov dec".split()
 )
 _BEHIND = frozenset(  # what belongs to a number before it
-    "am pm a.m p.m uhr noon midnight morning afternoon evening night and".split()
+    "am pm a.m p.m uhr noon midnight morning afternoon evening night".split()
 ) | (NOT_UNITS - {"for", "when", "if", "more", "less", "fewer", "below"})
 _LIMITING = re.compile(r"\b(at least|at most|more than|less than|fewer than|over|under)\s*$")
 _DENIED = re.compile(  # in the clause before an expression: it is no answer
@@ -183,7 +183,7 @@ def last_expression(sentence: str) -> str | None:
     sentence = sentence[-LONGEST:].strip().strip("*_#> ").rstrip("。!").strip()
     sentence = sentence[:-1] if sentence.endswith(".") and not sentence.endswith("..") else sentence
     tokens = list(_TOKEN.finditer(sentence))
-    runs: list[list[re.Match[str]]] = [[]]
+    runs: list[Tokens] = [[]]
     for i, token in enumerate(tokens):
         if _belongs(tokens, i, runs[-1]):
             runs[-1].append(token)
@@ -208,48 +208,60 @@ def last_expression(sentence: str) -> str | None:
     return None
 
 
-def _belongs(tokens: list[re.Match[str]], i: int, run: list[re.Match[str]]) -> bool:
+Tokens = list[re.Match[str]]
+
+
+def _belongs(tokens: Tokens, i: int, run: Tokens) -> bool:
     """Whether a token goes on the expression of the tokens before it, or begins one."""
-    token = tokens[i]
-    kind, text = token.lastgroup, token[0]
+    kind = tokens[i].lastgroup
     if kind in ("latex", "number", "sign", "dots"):
         return True
-    if kind == "comma":
-        return bool(run)
     if kind != "word":
-        return False
-    word = text.lower().rstrip(".")
-    if word in _INSIDE or (not text.isascii() and len(text) == 1 and text.isalpha() and ord(text) < 0x400):  # Greek
-        return word != "may" or text[0] == "M"
-    behind = bool(run) and run[-1].lastgroup in ("number", "latex") or (bool(run) and run[-1][0] in ")}%!°²³")
+        return kind == "comma" and bool(run)
     following = tokens[i + 1] if i + 1 < len(tokens) else None
-    if word in _JOINING and run and following is not None and following.lastgroup in ("number", "latex", "sign"):
-        return True
-    if word in ("in", "out", "base", "of") and run and following is not None and following[0].lower() in ("base", "of"):
-        return True
-    if word in ("and", "or") and run and following is not None and len(following[0]) == 1:
-        return True
-    if behind and word == "in" and run[-1].lastgroup != "word" and following is None or (
-        behind and word == "in" and following is not None and following.lastgroup == "word"
-    ):
-        return len([t for t in run if t.lastgroup == "number"]) > 1  # 5 ft 7 in
-    if behind and (text in UNITS or word in UNITS or word.rstrip("s") in UNITS or word in _BEHIND):
-        return word not in _JOINING
-    if run and run[-1].lastgroup == "word" and word == "per":
-        return run[-1][0].rstrip("s") in UNITS
-    if behind and text in "年月日号년월일":
-        return True
-    if not (text.isascii() or "Α" <= text <= "ω"):
-        return False
-    if len(text) > 1 and not (len(text) == 2 and text.isupper()):
-        return bool(run) and run[-1][0] == "per"
-    signs = [t for t in (run[-1] if run else None, following) if t is not None]
-    if text in ("a", "I", "A") and not any(t.lastgroup == "sign" for t in signs):
-        return False
-    return True
+    return _joins(tokens[i][0], run, following) or _counts(tokens[i][0], run, following) or (
+        _letter(tokens[i][0], run, following)
+    )
 
 
-def _trimmed(run: list[re.Match[str]]) -> list[re.Match[str]]:
+def _joins(text: str, run: Tokens, following: re.Match[str] | None) -> bool:
+    """Whether a word joins two parts of an expression: 3 and 4, 2 to 3, 1 out of 6, 2A in base 16."""
+    word = text.lower()
+    if word not in _JOINING or not run or following is None:
+        return False
+    if following.lastgroup in ("number", "latex", "sign") or following[0].lower() in ("base", "of"):
+        return True
+    return word in ("and", "or") and len(following[0]) == 1
+
+
+def _counts(text: str, run: Tokens, following: re.Match[str] | None) -> bool:
+    """Whether a word says what a number counts, or is the name of a function or a month."""
+    word = text.lower().rstrip(".")
+    if word in _INSIDE:
+        return word != "may" or text[0] == "M"
+    if not run:
+        return False
+    last = run[-1]
+    if last.lastgroup == "word":
+        return (word == "per" and last[0].rstrip("s") in UNITS) or last[0] == "per"
+    if last.lastgroup not in ("number", "latex") and last[0] not in ")}%!°²³":
+        return False
+    if word == "in":  # 5 ft 7 in
+        inches = following is None or following.lastgroup == "word"
+        return inches and len([token for token in run if token.lastgroup == "number"]) > 1
+    known = text in UNITS or word in UNITS or word.rstrip("s") in UNITS or word in _BEHIND or text in "年月日号년월일"
+    return known and word not in _JOINING
+
+
+def _letter(text: str, run: Tokens, following: re.Match[str] | None) -> bool:
+    """Whether a word is a letter of mathematics, or two capitals: not the article, not 'I'."""
+    if not (text.isascii() or "Α" <= text <= "ω") or len(text) > 2 or (len(text) == 2 and not text.isupper()):
+        return False
+    beside = [token for token in (run[-1] if run else None, following) if token is not None]
+    return text not in ("a", "I", "A") or any(token.lastgroup == "sign" for token in beside)
+
+
+def _trimmed(run: Tokens) -> Tokens:
     """Without joining words, commas and lone signs at its ends."""
     joining = ("and", "or", "to", "of", "–", "*", "=")
     while run and (run[-1].lastgroup == "comma" or run[-1][0] in (*joining, "-", "(")):
