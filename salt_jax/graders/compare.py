@@ -15,6 +15,7 @@ from salt_jax.graders.structure import LONGEST, RELATION, SYMBOL, Node
 
 Equal = Callable[[str, str], bool]
 Same = Callable[[Node, Node], bool]
+_DERIVED = re.compile(r"^\\frac\{d([a-z])\}\{dx\}$")  # dy/dx is y'
 _SET_NAME = re.compile(r"^[A-Z](?:\s*\\(?:cap|cup|setminus|times)(?![a-zA-Z])\s*[A-Z])*$|^[A-Z]\s*\^\s*\{?[-\w]+\}?$")
 
 
@@ -35,7 +36,7 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
     if re.sub(r"\s", "", a.text) == re.sub(r"\s", "", b.text) and a.kind == b.kind and not a.parts:
         return True
     if a.kind == b.kind == "equation":
-        names = [node.parts[0].text.replace(" ", "") for node in (a, b)]
+        names = [_DERIVED.sub(r"\1'", node.parts[0].text.replace(" ", "")) for node in (a, b)]
         if any(r"\in" in x.text and r"\in" not in y.text and x.parts[1].kind == "leaf" for x, y in ((a, b), (b, a))):
             return False
         if names[0] == names[1] and all(assigned(node) is not node for node in (a, b)):
@@ -49,6 +50,12 @@ def same(a: Node, b: Node, leaf: Equal, equation: Equal) -> bool:
         if a.brackets != b.brackets or len(a.parts) != len(b.parts):
             return False
         return all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
+    if {a.kind, b.kind} == {"matrix", "tuple"}:  # a column
+        column, row = (a, b) if a.kind == "matrix" else (b, a)
+        if row.brackets == "()" and all(len(part.parts) == 1 for part in column.parts):
+            cells = [part.parts[0] for part in column.parts]
+            x, y = (cells, list(row.parts)) if a.kind == "matrix" else (list(row.parts), cells)
+            return len(x) == len(y) and all(map(again, x, y))
     a, b = (_as_matrix(x) if y.kind == "matrix" else x for x, y in ((a, b), (b, a)))
     if a.kind == "matrix" and b.kind == "matrix":
         return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
@@ -81,9 +88,10 @@ def _same_lists(a: Node, b: Node, again: Same, leaf: Equal) -> bool:
     if a.kind == b.kind == "list" and _ordered(b):  # 1, 4, 6, 4, 1
         return len(a.parts) == len(b.parts) and all(again(x, y) for x, y in zip(a.parts, b.parts, strict=True))
     names = [_names(node) for node in (a, b)]
-    if names[0] and names[1] and names[0] != names[1]:
+    bases = [{name.partition("_")[0] for name in of} for of in names]
+    several = [len(of) > 1 for of in bases]
+    if names[0] and names[1] and (names[0] != names[1] if any(several) else bases[0] != bases[1]):
         return False
-    several = [len({name.partition("_")[0] for name in of}) > 1 for of in names]
     plain = [all(part.kind != "equation" for part in node.parts) for node in (a, b)]
     if (several[0] and plain[1]) or (several[1] and plain[0]):  # x = 1, y = 2 for 1, 2
         x, y = ([assigned(part) for part in _in_order(node)] for node in (a, b))

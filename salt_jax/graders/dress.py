@@ -30,7 +30,7 @@ LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 _RAISED, _LOWERED = (re.compile(f"[{''.join(of)}]+") for of in (RAISED, LOWERED))
 _ROOT = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[a-zA-Z]|\(([^()]*)\))")
 _SPACING = re.compile(
-    r"\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|"
+    r"\\(?:left|right)\s*\.|\\(?:displaystyle|textstyle|scriptstyle|left|right|middle|[bB]igg?[lrm]?|limits|"
     r"tiny|small|large|Large|LARGE|huge|Huge|normalsize|bf|rm|it|cal|quad|qquad|hfill|hline)(?![a-zA-Z])"
     r"|(?<!\\)(?:\\\\)*\\[!;:>, ]|\\hspace\{[^{}]*\}|\\vspace\{[^{}]*\}|\\phantom\{[^{}]*\}"
     r"|\\math(?:open|close|ord|bin|rel)\{\}"
@@ -40,10 +40,13 @@ _WRAP = re.compile(
     r"underline|emph|operatorname|boxed|fbox|ensuremath|pmb|bold|cancel)\*?\s*\{"
 )
 _COLOUR = re.compile(r"\\(?:text|)color(?:box)?\s*(?:\[[^\]]*\])?\{[^{}]*\}")
-_FRACTION = re.compile(r"\\(?:[dtc]?frac)\s*(?:(\d)\s*(\d)(?!\d)|(\d)\s*(\{)|(\{))")
+_ARGUMENT = r"\\[a-zA-Z]+(?:\{[^{}]*\})?|[a-zA-Z\d]"
+_FRACTION = re.compile(rf"\\[dtc]?(frac|binom)(?![a-zA-Z])\s*({_ARGUMENT})?")
+_BELOW = re.compile(rf"(\\(?:frac|binom)\{{[^{{}}]*\}})\s*({_ARGUMENT})")
 _AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("__", "__"), ("`", "`"), ('"', '"'))
 _WORDS = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|finally|and|then)\b[,:]?\s*)?(?:the\s+|my\s+|our\s+)?(?:final\s+|correct\s+|exact\s+)?"
+    r"^(?:(?:so|thus|hence|therefore|finally|and|then)\b[,:]?\s*)?(?:the\s+|my\s+|our\s+)?"
+    r"(?:final\s+|correct\s+|exact\s+)?"
     r"(?:answer|result|solution|value|ans)\b\s*(?:is|are|=|:|equals)?\s*:?\s*"
     r"|^(?:so|thus|hence|therefore|finally)\b[,:]?\s*", re.IGNORECASE
 )  # fmt: skip
@@ -52,24 +55,37 @@ _PLAIN_POWER = re.compile(r"\^\s*(?:\((-?[\w.]+(?:/\d+)?)\)|(?=\d\d)(\d+))")
 _PLAIN_ROOT = re.compile(r"(?<![\\a-zA-Z])sqrt\s*(?:\(([^()]*)\)|\{([^{}]*)\}|(\d+))")
 _NAKED = re.compile(r"(?<![\\a-zA-Z{])(log|ln|sin|cos|tan|pi)(?![a-zA-Z])")
 _LONG = {
-    "leqslant": r"\le", "geqslant": r"\ge", "leq": r"\le", "geq": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
+    "leqq": r"\le", "geqq": r"\ge", "lvert": "|", "rvert": "|", "vert": "|",
+    "leqslant": r"\le", "geqslant": r"\ge",
+    "leq": r"\le", "geq": r"\ge", "neq": r"\ne", "varnothing": r"\emptyset",
     "dots": r"\ldots", "cdots": r"\ldots", "infin": r"\infty", "wedge": r"\land", "vee": r"\lor", "lnot": r"\neg",
     "backslash": r"\setminus", "colon": ":",
-    "lg": r"\log_{10}", "Longrightarrow": r"\to", "rightarrow": r"\to", "Rightarrow": r"\to", "implies": r"\to",
+    "lg": r"\log_{10}", "bigcup": r"\cup", "bigcap": r"\cap",
+    "Longrightarrow": r"\to", "rightarrow": r"\to", "Rightarrow": r"\to", "implies": r"\to",
     "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}",
 }  # fmt: skip
 _WRITTEN = (  # words with a sign, and idle ones
-    (r"(?:the set of )?all real numbers|all reals|every real number", r"\mathbb{R}"),
+    (r"^(?:all )?(?:real )?numbers? (?=(?:strictly )?(?:greater|more|less|at least|at most|between))", ""),
+    (r"^(?:strictly )?(?:greater|more) than or equal to\s+|^at least\s+", r"x \ge "),
+    (r"^(?:strictly )?less than or equal to\s+|^at most\s+", r"x \le "),
+    (r"^(?:strictly )?(?:greater|more) than\s+", "x > "),
+    (r"^(?:strictly )?(?:less|fewer) than\s+", "x < "),
+    (r"(?:the set of )?all real numbers|all reals|every real number|^all real [a-z]$", r"\mathbb{R}"),
     (r"\bis (?:at least|greater than or equal to)\b", r"\ge"),
     (r"\bis (?:at most|less than or equal to)\b", r"\le"),
     (r"\bis (?:greater|more) than\b", ">"),
     (r"\bis less than\b", "<"),
     (r"^the (?:point|line|interval|set|(?:value|number|solution)s? (?:is|are))\b:?\s*", ""),
-    (r"^(?:all )?[a-z] (?:with|such that|where|for which) (?=.*(?:[<>]|\\[lg]e))", ""),
+    (r"^(?:all )?(?:real )?(?:numbers? |values? of )?[a-z] "
+     r"(?:with|such that|where|for which) (?=.*(?:[<>]|\\[lg]e))", ""),
     (r"^(?:approximately|approx\.?|about|roughly|exactly|just)\s+(?=[-+\d.$\\])", ""),
     (r"(?<=\d)\s+(?:tall|long|wide|high|deep|old|away|apart|each|in (?:total|all|length|height|width))$", ""),
     (r"^(\d+)\s+(?:in|out of)\s+(\d+)$", r"\frac{\1}{\2}"),
     (r"(?<=\d)\s+(?:more|additional|extra|full|whole)\s+(?=[a-z])", " "),
+    (r"^infinity$", r"\infty"),
+    (r"(?<=\d)\s*:\s*(?=\d)", ":"),
+    (r",?\s+(?:for|where) (?:some|any|all|every|an?) (?:arbitrary |real )*(?:constant|number)s? [a-z]$", ""),
+    (r"(?<![a-zA-Z}])\{(\w+)\}(?=\s*_)", r"\1"),
     (r"^plus or minus\s+", r"\pm "),
     (r"^(?:minus|negative)\s+(?=[\d\\])", "-"),
     (r"^(\d+)\s+to\s+(\d+)$", r"\1:\2"),
@@ -137,21 +153,17 @@ def _unwrapped(text: str) -> str:
         if end < 0:
             return text
         inside = text[match.end() : end]
-        space = " " if match[1].startswith("text") or match[1] in ("mbox", "operatorname", "mathrm") else ""
+        words = match[1].startswith("text") or match[1] in ("mbox", "operatorname", "mathrm")
+        space = " " if words and len(inside) > 1 else ""
         text = text[: match.start()] + space + inside + space + text[end + 1 :]
     return text
 
 
 def _fractions(text: str) -> str:
-    r"""\dfrac, \tfrac and \frac12 as \frac{1}{2}."""
-    def braced(m: re.Match[str]) -> str:
-        if m[1]:
-            return rf"\frac{{{m[1]}}}{{{m[2]}}}"
-        return rf"\frac{{{m[3]}}}{{" if m[3] else r"\frac{"
-
-    text = re.sub(r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}", text)
-    text = re.sub(r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}", _FRACTION.sub(braced, text))
-    return re.sub(r"(\\frac\{[^{}]*\})\s*(\d|[a-zA-Z])", r"\1{\2}", text)
+    r"""\dfrac, \tfrac, \frac12 and \frac\pi3 as \frac{1}{2}; \binom and \sqrt in the same way."""
+    text = _FRACTION.sub(lambda m: rf"\{m[1]}{{{m[2]}}}" if m[2] else rf"\{m[1]}", text)
+    text = _BELOW.sub(r"\1{\2}", text)
+    return re.sub(r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}", text)
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -173,13 +185,22 @@ def undressed(text: str) -> str:
         text = re.sub(r"(?<=\d)(?:\\[,!; ]|,\\!)(?=\d{3}(?!\d))", ",", text)
         text = re.sub(r"\\(?:text|mathrm)\s*\{\s*([eE,.])\s*\}", r"\1", text)
         text = _SPACING.sub(" ", _COLOUR.sub("", text)).replace(r"\%", "%")
+        text = re.sub(r"(^|\\in\s*)\\mathbf\s*\{\s*([RZNQ])\s*\}", r"\1\\mathbb{\2}", text)
         text = re.sub(r"\\mathbb\s*([A-Z])", r"\\mathbb{\1}", _fractions(_unwrapped(text)))
+        text = re.sub(r"(?<=\})\s*-\s*(?=\\\{)", r" \\setminus ", text)  # \mathbb{R} - \{0\}
         text = re.sub(r"\\([a-zA-Z]+)", lambda m: _LONG.get(m[1], m[0]), text)
+        text = re.sub(r"\\cr(?![a-zA-Z])", r"\\\\", text)
+        text = re.sub(r"\\(overline|dot)\s*(\d)", r"\\\1{\2}", text)
+        text = re.sub(r"(?<!\d)\.(?=\\overline)", "0.", text)
+        text = _NAKED.sub(r"\\\1", re.sub(r"\\overline\s*\{\s*(\d+)\s*\}(?=\s*_)", r"\1", text))
+        text = re.sub(r"\.(\d*)\\dot\s*\{(\d)\}(\d*)\\dot\s*\{(\d)\}", r".\1\\overline{\2\3\4}", text)
         text = re.sub(r"\\overline\s*\{\s*([A-Z]{2,})\s*\}", r"\1", text)  # a segment
         text = re.sub(r"\\(?:overline|bar)\s*\{?\s*([A-Z])\s*\}?(?![A-Z])", r"\1^c", text)  # a complement
         text = re.sub(r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}", text)
     if "C" in text:
         text = _CHOOSE.sub(lambda m: rf"\binom{{{m[1] or m[3]}}}{{{m[2] or m[4]}}}", text)
+    if text.count("$") > 1:
+        text = re.sub(r"\$([^$]*\\[^$]*)\$", r"\1", text)
     if "'" in text:
         text = re.sub(r"(?<=\d)'(?=\d{3}(?!\d))", ",", text)  # 1'234
     if "mapsto" in text:

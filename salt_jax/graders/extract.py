@@ -16,7 +16,7 @@ _JOINED = re.compile(r"[\s$]*(?:,|&|,?\s*(?:and|or|und|oder|et|ou|y|o))[\s$]*")
 _TAKEN_BACK = re.compile(r"\b(?:not|instead|wrong|incorrect)\b|n't\b", re.IGNORECASE)
 _BEFORE = re.compile(r"(?:^|[=\s$(])(-|not\s+)\$?$")
 _AFTER = re.compile(
-    r"(\$?(?:\^(?!\s*\{?\s*\\circ).{1,20}|\.\d+|\s*\\?%|\s*[/+*]\s*\d.{0,20}"
+    r"(\$?(?:_\{?\w{1,7}\}?|\^(?!\s*\{?\s*\\circ).{1,20}|\.\d+|\s*\\?%|\s*[/+*]\s*\d.{0,20}"
     r"|\s*\\(?:cdot|times)\b.{1,20}))"
 )
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)

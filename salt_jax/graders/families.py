@@ -13,7 +13,7 @@ from typing import Any
 
 LONGEST = 400  # characters of a text that may be a family
 MOST = 1000  # residues within a common period
-_WHOLE = r"(?:\\mathbb\s*\{?\s*Z\s*\}?|\\mathbf\s*\{?\s*Z\s*\}?|\\Z(?![a-zA-Z])|(?:the )?(?:set of )?integers)"
+_WHOLE = r"(?:\\mathbb\s*\{?\s*Z\s*\}?|\\mathbf\s*\{?\s*Z\s*\}?|\\?Z(?![a-zA-Z])|(?:the )?(?:set of )?integers)"
 _DOMAIN = re.compile(
     rf"[\s,;]*\(?\s*(?:where|for|with)?\s*(?:(?:any|all|every|some|an|each)\s+)*(?:integers?\s+(?P<b>[a-zA-Z])"
     rf"|(?P<a>[a-zA-Z])\s*(?:\\in\s*{_WHOLE}|is\s+(?:an|any)\s+integer|(?:an|any)\s+integer)"

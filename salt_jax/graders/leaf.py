@@ -19,6 +19,13 @@ _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _WORDY = re.compile(r"(?<![\\a-zA-Z])(?!arc)[a-zA-Z]{4,}|(?<![\\a-zA-Z])[a-zA-Z]{2,} [a-zA-Z]{2,}")
 _RATIO = re.compile(r"(?<=[\w}]) ?: ?(?=[\w\\])")
 _DEFINED = re.compile(r"^([a-zA-Z]'*)\s*\(\s*([a-z])\s*\)\s*=")
+_HOURS = re.compile(r"^(\d{1,2})\s*h\s*(\d{2})$")
+_BUILT = re.compile(
+    r"^\\\{\s*(?:([a-z])\s*(?:\\mid|\||:)\s*\1\s*=\s*(.*)|(.*?)\s*(?:\\mid|\||:)\s*([a-z]\s*\\in.*))\\\}$"
+)
+_TITLE = re.compile(r"^(?:(?:an?|the|it|this|mr|mrs|ms|dr|prof)\b\.?\s+)+")
+_KIND = re.compile(r"\s+(?:function|triangle|number|integer|matrix|angle|sequence)$")
+_DAYS = re.compile(r"\b(mon|tues?|wed(?:nes)?|thu(?:rs)?|fri|sat(?:ur)?|sun)\.?$", re.IGNORECASE)
 _TWO = re.compile(r"^(\d+)\s*:\s*(\d+)$")
 _LETTER = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])")
 _BOTH = (  # in both texts, or in none
@@ -30,7 +37,8 @@ _HARD_TO_EXPAND = re.compile(r"\)\s*\^\s*\{?\s*(?:\d\d|[7-9])")
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{\w+\}")
 _EMPTY = re.compile(
     r"(?:there (?:is|are|exists?) )?no (?:real |such |integer |possible )*(?:solutions?|values?|numbers?|integers?)"
-    r"(?: exists?| for [a-z])?|(?:it )?(?:does|do) not exist|none(?: exists?)?|dne|empty set|\\emptyset|\\{\s*\\}"
+    r"(?: exists?| for [a-z])?|(?:it )?(?:does|do) not exist|none(?: exists?)?|dne"
+    r"|(?:the )?empty set|\\emptyset|\\{\s*\\}"
 )
 _PREDICATE = re.compile(
     r"^(?:it|this|that|the (?!opposite|other|rest|reverse|negation)[\w-]+)\s+(?:is|are|was|were)\s+(?:an? |the )?(.+)$"
@@ -51,6 +59,8 @@ def leaf(answer: str, reference: str) -> bool:
         if two and len(two[2]) != 2 and "\\pi" not in other:
             answer, reference = (_TWO.sub(r"\\frac{\1}{\2}", text) for text in (answer, reference))
     numbers = quantity(answer), quantity(reference)
+    if numbers[1] and numbers[1].unit.startswith("clock") and (hours := _HOURS.match(answer)):  # 18h30
+        numbers = quantity(f"{hours[1]}:{hours[2]}"), numbers[1]
     if numbers[0] and numbers[1]:
         return equal(numbers[0], numbers[1])
     if _RATIO.search(answer) and _RATIO.search(reference):
@@ -97,6 +107,12 @@ def _other_letters(answer: str, reference: str) -> bool:
     names = [set(re.findall(r"\\[a-zA-Z]+|(?<![a-zA-Z\\])[a-zA-Z](?![a-zA-Z])", text)) for text in (answer, reference)]
     folded = [{name.lower() for name in of} for of in names]
     return names[0] != names[1] and folded[0] == folded[1]
+
+
+def _day(short: re.Match[str]) -> str:
+    """A weekday that is cut short, in full."""
+    days = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+    return next(day for day in days if day.startswith(short[1].lower()[:3]))
 
 
 def is_wordy(text: str) -> bool:
@@ -158,8 +174,9 @@ def _same_text(answer: str, reference: str) -> bool:
     if all(_EMPTY.fullmatch(text.strip().lower()) for text in (answer, reference)):
         return True
     options = [re.match(r"^\(([A-H])\)\s+(.*)$", text) for text in (answer, reference)]  # (C) 24
-    if options[0] and not options[1] and reference.strip() == options[0][1] and quantity(options[0][2]):
-        return True
+    if options[0] and not options[1]:
+        if (reference.strip() == options[0][1] and quantity(options[0][2])) or leaf(options[0][2], reference):
+            return True
     if options[1] and not options[0]:
         return answer.strip("() ") == options[1][1] or leaf(answer, options[1][2])
     told = _PREDICATE.match(answer.casefold())  # the function is odd
@@ -167,7 +184,9 @@ def _same_text(answer: str, reference: str) -> bool:
         return True
     if answer.lstrip().startswith("-") != reference.lstrip().startswith("-"):
         return False
-    words = [_MARKS.sub("", re.sub(r"^(?:an?|the)\s", "", text.casefold())) for text in (answer, reference)]
+    words = [_MARKS.sub("", _DAYS.sub(_day, _TITLE.sub("", text.casefold()))) for text in (answer, reference)]
+    if words[0] != words[1]:  # an odd function is odd
+        words = [_MARKS.sub("", _KIND.sub("", _TITLE.sub("", text.casefold()))) for text in (answer, reference)]
     return words[0] == words[1] and len(words[0]) > 1 and words[0].isalpha()
 
 
@@ -206,6 +225,11 @@ def equation(answer: str, reference: str) -> bool:
 
 def same_families(answer: str, reference: str) -> bool:
     """Whether both are numbers that an integer counts, and the same ones."""
+    built = [_BUILT.match(text) for text in (answer, reference)]  # \\{x : x = 2k, k ∈ ℤ\\}
+    answer, reference = (
+        (found[2] or f"{found[3]}, {found[4]}").strip() if found else text
+        for found, text in zip(built, (answer, reference), strict=True)
+    )
     texts = counted(answer), counted(reference)
     if not (texts[0][1] or texts[1][1]) and not (is_modular(answer) or is_modular(reference)):
         return False

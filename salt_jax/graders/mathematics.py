@@ -19,11 +19,14 @@ from salt_jax.graders.leaf import equation, is_wordy, leaf, same_families
 from salt_jax.graders.quantity import equal, quantity
 from salt_jax.graders.structure import Node, is_symbol, read
 from salt_jax.graders.units import UNITS
-from salt_jax.graders.values import constant, library, normal_form, read_whole
+from salt_jax.graders.values import constant, library, normal_form, read_whole, unit_vectors
 from salt_jax.graders.verdict import Verdict
 
 WRITTEN = 400  # digits of a number in an answer's normal form
 _NUMBER = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_YES = re.compile(r"^(?:yes|no|true|false)\b[,.;:]", re.IGNORECASE)
+_INDIAN = re.compile(r"^(?:Rs\.?|₹)?\s*-?\d{1,2}(?:,\d{2})+,\d{3}$")
+_BELOW = re.compile(r"^\\binom\{([^{}]+)\}\{([^{}]+)\}$")
 _COMMA = re.compile(r"^(-?(?:\d{1,3}(?:[. ]\d{3})+|\d+)),((?!\d{3}(?!\d))\d+|\d*\(\d+\))(?=$|\s|[€$%])")
 
 
@@ -54,6 +57,8 @@ def _chained(node: Node) -> Node:
         return node
     pieces = re.split(r"((?<![<>!:\\])=(?!=)|\\approx(?![a-zA-Z]))", node.text)
     sides, signs = [piece.strip() for piece in pieces[::2]], pieces[1::2]
+    if not signs:  # P(1, 2)
+        return node
     named = is_symbol(sides[0]) and signs[0] == "="
     if named:
         sides, signs = sides[1:], signs[1:]
@@ -97,9 +102,19 @@ def _in_other_dress(completion: str, text: str, gold: Node) -> bool:
         boxes = last_boxes(completion, len(gold.parts))
         if len(boxes) > 1:
             return same(read(", ".join(undressed(box) for box in boxes)), gold, leaf, equation)
+    if re.match(rf"^{re.escape(undressed(text).casefold())}\b[,.;:]", gold.text.casefold()) and _YES.match(gold.text):
+        return True
     decided = re.match(r"^(yes|no|true|false)\b[,.;:]", undressed(text).casefold())  # No, it is not
     if decided and decided[1] == gold.text.casefold():
         return True
+    for one, other in ((undressed(text), gold.text), (gold.text, undressed(text))):
+        if _INDIAN.match(one) and quantity(other):  # 12,34,567, where a number is asked for
+            return leaf(one.replace(",", ""), other)
+    below = _BELOW.match(undressed(text))
+    if below and gold.kind in ("tuple", "matrix"):  # \\binom{5}{-12}, as a vector
+        return same(read(f"({below[1]}, {below[2]})"), gold, leaf, equation)
+    if gold.kind in ("tuple", "matrix") and (vector := unit_vectors(undressed(text), len(gold.parts))):
+        return same(read(vector), gold, leaf, equation)
     mixed = re.match(r"^(\d+) and (?:an? )?(\\frac.*|\d+/\d+)$", undressed(text))
     if mixed and same(read(f"{mixed[1]} {mixed[2]}"), gold, leaf, equation):
         return True

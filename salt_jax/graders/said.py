@@ -54,9 +54,9 @@ _DENIED = re.compile(  # in the clause before an expression: it is no answer
     re.IGNORECASE,
 )
 _CHANGED = re.compile(  # directly before one: it is a part of another number
-    r"\b(?:twice|double|triple|half|thrice|plus|times|by|power|mod|modulo|the (?:opposite|negative)|"
-    r"(?:half|root|opposite|reciprocal|inverse|third|quarter|logarithm|log|sine|cosine|square|cube|power|double|negative|"
-    r"factorial|percent|part|multiple) of)\s*$",
+    r"\b(?:or|maybe|perhaps|possibly|either|twice|double|triple|half|thrice|plus|times|by|power|mod|modulo|"
+    r"the (?:opposite|negative)|(?:half|root|opposite|reciprocal|inverse|third|quarter|logarithm|log|sine|cosine|"
+    r"square|cube|power|double|negative|factorial|percent|part|multiple) of)\s*$",
     re.IGNORECASE,
 )
 _GOES_ON = re.compile(  # directly behind one: the same
@@ -64,7 +64,13 @@ _GOES_ON = re.compile(  # directly behind one: the same
     r"|^[^\s.,;:!?)\]}'\"*$。、]",
     re.IGNORECASE,
 )
+_ASIDE = re.compile(r"\s*\((?:see|the|since|because|from|by|as|step|part|rounded|using|after)\b", re.IGNORECASE)
 _OTHER = re.compile(r"\b(?:opposite|other|rest|reverse)\b", re.IGNORECASE)
+_GAVE_UP = re.compile(
+    r"\b(?:(?:can(?:not|'t|\s?not)|could(?: not|n't)|unable to|did(?: not|n't)) (?:solve|find|answer|"
+    r"determine|compute)|that I can find|do(?: not|n't) know|no idea|I'm sorry|give up)\b",
+    re.IGNORECASE,
+)
 _HEDGE = re.compile(r"\b(?:or|could|might|maybe|perhaps|possibly|unless)\b", re.IGNORECASE)
 _SURE = re.compile(r"[\dπ√∞∅∩∪∈¬∧∨≤≥]|\\[a-zA-Z]|\w\s*[=<>+]\s*\w")
 _COPULA = re.compile(r"^.*\b(?:is|are|was|were|equals|be)\s+(.*?)[.!]*$", re.DOTALL)
@@ -109,6 +115,7 @@ def said(text: str) -> str | None:
             rest = _rest(found["rest"])
             if rest:
                 return rest
+    text = re.sub(r"([.,;])\s*(\\\]|\$\$|\\\))", r" \2\1", text)  # a stop within displayed mathematics
     plain = re.sub(r"(?i)\bplus or minus\s", r"\\pm ", ascii_form(text))
     plain = re.sub(r"(?i)\b(?:minus|negative)\s+(?=[\d.\\$])", "-", plain)
     decided = re.match(r"\s*(yes|no)\b[,.]", text, re.IGNORECASE)
@@ -119,6 +126,10 @@ def said(text: str) -> str | None:
 def _in_sentences(text: str) -> str | None:
     """What the last sentence says that says something, and is no question."""
     sentences = [part for part in _SENTENCE.split(text) if part and part.strip()]
+    if not sentences or _GAVE_UP.search(text) or re.search(r"(?:[=+]|\\cdot|\\times)\s*$", text):
+        return None
+    if last_expression(sentences[-1]) is None and re.search(r"[a-z]$", text.strip()):  # cut off within a sentence
+        return None
     for sentence in reversed(sentences):
         if sentence.rstrip().endswith(("?", "？")):
             continue
@@ -128,6 +139,10 @@ def _in_sentences(text: str) -> str | None:
             return bold[-1].strip()
         if expression is not None:
             return expression
+        told = _COPULA.match(sentence.strip())
+        short = told is not None and bool(re.search(r"\d", told[1])) and len(told[1].split()) <= 8
+        if told and short and not _DENIED.search(told[0][: told.start(1)]):
+            return told[1].strip()
     if re.match(r"\s*(yes|no)\b[,.]", text, re.IGNORECASE):
         return None
     told = _COPULA.match(sentences[-1].strip()) if sentences else None  # in words
@@ -161,10 +176,8 @@ def _rest(rest: str) -> str:
         return rest
     rest = (rest[: end.start()] if end else rest).strip().strip("*_").strip()
     bracket = re.search(r"\s*\((?!base|mod)[^()]*[a-z]{3}[^()]*\)$", rest)
-    plain = bracket is not None and (
-        re.match(r"\s*\((?:see|since|because|from|by|as|step|part|rounded|using|after)\b", bracket[0], re.IGNORECASE)
-        or (not re.search(r"\d", bracket[0]) and in_digits(bracket[0]) == bracket[0])
-    )
+    words = bracket is not None and not re.search(r"\d", bracket[0]) and in_digits(bracket[0]) == bracket[0]
+    plain = bracket is not None and (words or _ASIDE.match(bracket[0]))
     return rest[: bracket.start()] if bracket and plain and not _HEDGE.search(bracket[0]) else rest
 
 

@@ -35,7 +35,7 @@ class Node(NamedTuple):
 
 
 _MATRIX = re.compile(
-    r"^\\begin\{([pbBV]?matrix|array|smallmatrix)\}(?:\{[^{}]*\})?(.*)\\end\{\1\}$", re.DOTALL
+    r"^\\begin\{([pbBV]?matrix\*?|array|smallmatrix)\}(?:\{[^{}]*\}|\[[lcr]\])?(.*)\\end\{\1\}$", re.DOTALL
 )
 _CASES = re.compile(r"^\\begin\{(cases|aligned|align\*?|gathered)\}(.*)\\end\{\1\}$", re.DOTALL)
 _NAME = (
@@ -44,13 +44,14 @@ _NAME = (
 )
 SYMBOL = re.compile(  # x, x_1, AB, AB : BC, a + b, \\angle A, area, f(x), |z|, (x, y)
     rf"^(?:{_NAME}(?:\s*:\s*{_NAME})*|[a-z](?:\s*\+\s*[a-z])+"
+    r"|\\(?:sum|prod|int|lim|det|Pr)(?![a-zA-Z]).*|(?:P|E|Var|\\mathbb\{[EP]\})\s*[(\[].*[)\]]"
     r"|\\frac\{(?:d|\\partial)\s*\w*\}\{(?:d|\\partial)\s*\w\}|m?\s*\\(?:angle|triangle|vec|overrightarrow)\s*\{?[a-zA-Z]{1,3}\}?"
-    rf"|[a-zA-Z]'*\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
+    rf"|[a-zA-Z](?:'*|\^\s*\{{?-1\}}?)\s*\(\s*[a-zA-Z\d]\s*\)|\|\s*{_NAME}\s*\||\(\s*{_NAME}(?:\s*[,;]\s*{_NAME})+\s*\))$"
 )
 _EQUALS = re.compile(r"(?<![<>!:\\])=(?!=)")
 _JOIN = re.compile(
     r"(?<=[\d}])\s+[oóye]\s+(?=[a-z]\s*=|-?\d+$)"
-    r"|\s+(?:and|or|und|oder|et|ou|и|или)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])"
+    r"|\s+(?:and|or|und|oder|et|ou|и|или|或|和|且)\s+|\s*;\s*|\\(?:quad|qquad)\s*|\\(?:lor|vee)(?![a-zA-Z])"
 )
 _OR = re.compile(r"\s*,?\s+(?:or|oder|ou|или|ó)\s+|\s*;\s*|\s*\\(?:lor|vee)(?![a-zA-Z])\s*")
 _TURNED = re.compile(r"^(?=\]|.*\[$)[\[\]]\s*([^\[\];,]+)\s*[;,]\s*([^\[\];,]+)[\[\]]$")
@@ -62,6 +63,7 @@ _SUCH_THAT = re.compile(  # of the real numbers x that fulfil a condition
 _INTEGERS = re.compile(  # {x ∈ ℤ : 1 ≤ x < 4}
     r"^([a-zA-Z])\s*\\in\s*\\mathbb\s*\{?[ZN]\}?\s*(?:\\mid|\||:|,)\s*(-?\d+)\s*(<|\\le)\s*\1\s*(<|\\le)\s*(-?\d+)$"
 )
+_LABEL = re.compile(r"^\(([a-h])\)\s+(?=\S)")
 _ANGLED = re.compile(r"^\\langle(.*)\\rangle$")
 _LEFT_BRACE = re.compile(r"^\\\{\s*\\begin\{array\}\s*\{[lcr]*\}(.*)\\end\{array\}\s*\.?$", re.DOTALL)
 _ARRAY = re.compile(r"^[(\[]\s*\\begin\{array\}.*\\end\{array\}\s*[)\]]$", re.DOTALL)
@@ -188,6 +190,9 @@ def _sets(text: str, below: Below) -> Node | None:
     member = split(text, _at(r"\in")) if r"\in" in text else []
     if len(member) == 2 and SYMBOL.match(member[0].strip()):
         return Node("equation", text, (Node("leaf", member[0].strip()), below(member[1].strip())))
+    name, equals, rest = text.partition("=")
+    if equals and r"\cup" in rest and SYMBOL.match(name.strip()) and "=" not in rest:  # S = A ∪ B
+        return Node("equation", text, (Node("leaf", name.strip()), below(rest.strip())))
     for symbol, kind in ((r"\cup", "union"), (r"\cap", "intersection")):
         parts = split(text, _at(symbol)) if symbol in text else []
         if len(parts) > 1 and not _EQUALS.search(parts[-1]):
@@ -219,6 +224,8 @@ def _list(text: str, below: Below) -> Node | None:
     parts = [part.strip() for piece in split(text, _word) for part in split(piece, _comma(", " in text or ";" in text))]
     if len(parts) < 2:
         return None
+    if all(_LABEL.match(part) for part in parts):  # (a) 1; (b) 2
+        parts = [_LABEL.sub("", part) for part in parts]
     nodes = [below(re.sub(r"^(?:and|or)\s+", "", part)) for part in parts if part]
     spread = tuple(part for node in nodes for part in (node.parts if _spreads(node) else (node,)))
     return Node("list", text, _filled(spread))
@@ -251,10 +258,14 @@ def _equated(text: str, below: Below) -> Node | None:
         rest = below(sides[1]) if len(sides) == 2 else Node("leaf", " = ".join(sides[1:]))
         return Node("equation", text, (Node("leaf", sides[0]), rest))
     point = re.match(r"^[A-Z]\s*(?=\()", text)
-    if point and _matches(text[point.end() :]) and "," in text:  # P(1, 2)
+    if point and _matches(text[point.end() :]) and re.search("[,;]", text):  # P(1, 2)
         return Node("equation", text, (Node("leaf", point[0].strip()), below(text[point.end() :])))
     if text.count(r"\pm") == 1 and r"\mp" not in text and not re.search(r"[=<>]", text):
-        return Node("list", text, tuple(below(text.replace(r"\pm", sign).strip().removeprefix("+")) for sign in "+-"))
+        both = [below(text.replace(r"\pm", sign).strip().removeprefix("+")) for sign in "+-"]
+        if both[0].kind == "tuple":  # each part of it
+            inside = ", ".join(f"-({part.text})" for part in both[0].parts)
+            both[1] = below(f"{both[0].brackets[0]}{inside}{both[0].brackets[1]}")
+        return Node("list", text, tuple(both))
     return None
 
 

@@ -155,13 +155,17 @@ def real_set(text: str) -> Any:
         return None
     text = re.sub(r"^[a-zA-Z]\s*\\in(?![a-zA-Z])", "", text).strip()
     for pattern, joined in (
-        (r"\s+or\s+|\\lor(?![a-zA-Z])|\\cup(?![a-zA-Z])", sympy.Union),
-        (r"\s+and\s+|\\land(?![a-zA-Z])|\\cap(?![a-zA-Z])", sympy.Intersection),
+        (r"\s+or\s+|\s*或\s*|\\lor(?![a-zA-Z])|\\cup(?![a-zA-Z])", sympy.Union),
+        (r"\s+and\s+|\s*[且和]\s*|\\land(?![a-zA-Z])|\\cap(?![a-zA-Z])", sympy.Intersection),
     ):
         parts = re.split(pattern, text)
         if len(parts) > 1:
             sets = [real_set(part.strip()) for part in parts]
             return None if any(part is None for part in sets) else joined(*sets)
+    parts = re.split(r"\s*,\s*", text)
+    if len(parts) > 1 and all(re.search(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])", part) for part in parts):
+        sets = [real_set(part) for part in parts]
+        return None if any(part is None for part in sets) else sympy.Intersection(*sets)
     parts = re.split(r"\\setminus(?![a-zA-Z])|\s+except\s+", text)
     if len(parts) == 2:
         whole, less = real_set(parts[0]), read(parts[1].strip())
@@ -205,6 +209,28 @@ def _as_set(value: Any) -> Any:
         return _exact(value.xreplace({unknown: sympy.Symbol("x", real=True)})).as_set()
     except Exception:  # sympy cannot solve it
         return None
+
+
+def unit_vectors(text: str, count: int) -> str:
+    """A vector that is written with i, j and k, as a tuple; '' for all else.
+
+    Example:
+      >>> unit_vectors("3i - j", 2)
+      '(3, -1)'
+    """
+    import sympy
+
+    if count not in (2, 3) or "j" not in text:
+        return ""
+    text = re.sub(r"^\\?\w+(?:\{\w+\})?\s*=\s*|\\(?:hat|vec)\s*(?=\{)", "", text)
+    value = read_whole(re.sub(r"\{([ijk])\}", r"\1", text))
+    letters = [sympy.Symbol(name) for name in "ijk"[:count]]
+    if not isinstance(value, sympy.Expr) or not {x.name for x in value.free_symbols} <= set("ijk"):
+        return ""
+    value = sympy.expand(value.doit().xreplace({x: sympy.Symbol(x.name) for x in value.free_symbols}))
+    parts = [value.coeff(letter) for letter in letters]
+    whole = sympy.expand(value - sum(part * letter for part, letter in zip(parts, letters, strict=True))) == 0
+    return f"({', '.join(map(str, parts))})" if whole else ""
 
 
 def constant(text: str) -> Any:

@@ -131,6 +131,7 @@ REFUSED = [
         r"not \boxed{3}", r"\boxed{4} or \boxed{3}", r"<think>the answer is not \boxed{3}</think>", r"\boxed{5, 3",
         *(rf"\boxed{{3\text{{ {word}}}}}" for word in "not false negative root choose gross M million".split()),
     )),
+    ("It is 3 or more.", "3"), ("It is 3 or maybe 4.", "4"),
     ("half of 4", "4"), ("5 & 4", "4"), ("it is —5", "5"), ("The opposite of it is red", "red"),
     (r"not \boxed{1} but \boxed{2}", "1,2"), (r"\boxed{2 3}", "5"), (r"\boxed{1,234}", "1.234"),
     (r"\boxed{0:0}", "1:2"),
