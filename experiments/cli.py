@@ -92,7 +92,7 @@ def read_config(named: str) -> ConfigDict:
         config = get_config(*[form] if colon else [])
     except ConfigError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"--config={file}: {type(error).__name__}: {_one_line(error)}") from None
     if not isinstance(config, ConfigDict):
         raise ConfigError(f"--config={file}: get_config must return a ConfigDict, got {type(config).__name__}")

@@ -46,6 +46,8 @@ def plan(config: Any, folder: Path) -> dict[Path, Any]:
 def main() -> None:
     """Checks all three runs, then makes them."""
     folder = Path(str(cli.WORKDIR.value))
+    if (folder / "config.json").exists():
+        raise ConfigError(f"--workdir={folder} holds a run; name another folder")
     runs = plan(cli.CONFIG.value, folder)
     check(runs[folder / "warm_start"], folder / "warm_start", allow=ALLOW.value)  # all but what distinguishes the arms
     for path, config in runs.items():

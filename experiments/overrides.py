@@ -146,6 +146,8 @@ def _read(name: str, text: str, kind: type, whole: bool) -> Any:
             forms = f"--{name}.KEY=VALUE, or a dictionary in quotes, --{name}=\"{{'KEY': VALUE}}\""
             raise ConfigError(f"{name} = {text!r} is not allowed; allowed: {forms}")
         return value
+    if kind is object and text.lower() in ("yes", "no", "on", "off"):
+        raise ConfigError(f"{name} = {text!r} is not allowed; allowed: True, False, or the text in quotes")
     readers: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: BOOLEANS[text.lower()]}
     try:
         return readers.get(kind, _literal)(text)

@@ -46,6 +46,14 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _SEAM = re.compile(rf"(?<=[{_CJK}])(?=[A-Za-z(\[{BOLD}])|(?<=[A-Za-z)\]{BOLDED}])(?=[{_CJK}])")
 
 
+_WRITTEN = (  # what else stands for a letter in its dress
+    (re.compile(r"\[\[\s*([A-Z])\s*\]\]"), r"(\1)"),
+    (re.compile(r"\\boxed\s+([A-Z])(?![A-Za-z])"), r"\\boxed{\1}"),
+    (re.compile(r"^\s*(?:final|response)\s*:\s*(?=\(?[A-Z]\b)", re.IGNORECASE | re.MULTILINE), "Answer: "),
+    (re.compile(r"(?<=\b[A-Z])\)?\s*[✗✘❌✖]"), " is wrong"),
+)
+
+
 def plain(text: str) -> str:
     r"""A text without LaTeX, Markdown and HTML, of single spaces; full-width and styled letters as ASCII.
 
@@ -56,6 +64,8 @@ def plain(text: str) -> str:
       ('Answer: (D) 24', True)
     """
     text = html.unescape(text) if "&" in text and ";" in text else text
+    for written, meant in _WRITTEN:
+        text = written.sub(meant, text)
     text = _STYLED.sub(lambda m: unicodedata.normalize("NFKC", m[0]), text.translate(_SIGNS))
     text = _STRUCK.sub(" ", text).replace("->", "→")
     text = _HTML.sub(lambda m: {"b": "**", "strong": "**", "br": "\n", "p": "\n", "div": "\n", "li": "\n"}.get(

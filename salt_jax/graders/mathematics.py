@@ -45,8 +45,9 @@ def last_number(text: str) -> Fraction | None:
 @functools.lru_cache(maxsize=1 << 12)
 def _reference(text: str) -> Node:
     found = _chained(read(undressed(text)))
+    nothing = text.strip().lower() in ("nan", "null", "n/a")
     cut = found.text.count("\\begin") != found.text.count("\\end")
-    if cut or (not re.search(r"[^\W_]", found.text) and not found.parts and found.kind != "set"):
+    if nothing or cut or (not re.search(r"[^\W_]", found.text) and not found.parts and found.kind != "set"):
         raise ValueError(f"the reference {text[:100]!r} has no mathematical value")
     return found
 

@@ -21,6 +21,7 @@ OURS = ("messages", "conversation", "tokenize", "add_generation_prompt", "contin
 # Today's date, for templates that write it, comes from a function that transformers puts beside the template and that
 # cannot be given with it. Where a template names that function, this goes before it: the same, of a date of ours. The
 # line end belongs to it, as it is dropped and the template begins at the beginning of a line.
+PROBE = "salt-jax asks"  # a user's words that no template writes by itself
 NOW = "strftime_now"
 _DATED = """{%- macro strftime_now(format) -%}
 {%- set made = namespace(text=format) -%}
@@ -84,6 +85,7 @@ class PretrainedTokenizer:
         self.bos_id = self.eos_id if bos is None else int(bos)
         self.stop_ids = tuple(sorted({self.eos_id, *map(int, stop_ids)}))
         self.vocab_size = len(tokenizer)
+        self.largest_id = max(tokenizer.get_vocab().values(), default=-1)
         if chat:
             self._check_template()
 
@@ -146,18 +148,35 @@ class PretrainedTokenizer:
 
     def _check_template(self) -> None:
         """That the template is one, and has a place for the system message; prompts are looked at one by one later."""
-        user = [{"role": "user", "content": "x"}]
         try:
-            self._written(user, self._date)
+            written = self._written([{"role": "user", "content": PROBE}], self._date)
         except Exception as error:
             if type(error).__name__ == "TemplateSyntaxError":
                 raise ValueError(f"the chat template cannot be read: {_reason(error)}") from None
             return  # it may want messages of another kind
+        if PROBE not in written.lower():
+            raise ValueError(f"the chat template leaves out what the user says: it writes {written[:60]!r}")
+        self._check_variables()
         try:
             self._written(self._messages("x"), self._date)
         except Exception as error:
             refused = f"model.system = {self._system!r}: the model's chat template refuses a system message"
             raise ValueError(f"{refused}: {_reason(error)}") from None
+
+    def _check_variables(self) -> None:
+        """That the template reads what ``model.template`` sets."""
+        from jinja2 import Environment, TemplateError, meta
+
+        try:
+            names = meta.find_undeclared_variables(
+                Environment().parse(self._tokenizer.get_chat_template(self._template.get("chat_template")))
+            )
+        except TemplateError:  # tags that only transformers knows
+            return
+        unread = sorted(set(self._template) - names - {"chat_template"})
+        if unread:
+            own = ", ".join(sorted(names - {*OURS, "raise_exception", "bos_token", "eos_token", NOW})) or "no variable"
+            raise ValueError(f"model.template has {unread[0]}, which the chat template does not read; it reads {own}")
 
     def _begun(self, text: str) -> list[int]:
         """Ids of a text behind what the tokenizer puts before it, without what it puts after it."""
@@ -260,6 +279,9 @@ def check_vocabulary(tokenizer: PretrainedTokenizer, vocab_size: int, source: st
     there = f"the tokenizer in {source} has {tokenizer.vocab_size} tokens, the model a vocabulary of {vocab_size}"
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f"{there}: ids past it have no embedding")
+    largest = tokenizer.largest_id
+    if largest >= vocab_size:
+        raise ValueError(f"the tokenizer in {source} has token id {largest}, the model a vocabulary of {vocab_size}")
     if tokenizer.vocab_size < (1 - MOST_UNUSED) * vocab_size:
         raise ValueError(f"{there}: it belongs to another model")
     outside = [i for i in tokenizer.stop_ids if not 0 <= i < vocab_size]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from salt_jax.tasks.paths import check_pointer
+
 LONGEST = 60  # characters of a value in a message: it can be a whole file
 LARGEST = 10**15  # of whole numbers, far above any size or id: what is larger is a slip, and long in messages
 
@@ -21,7 +23,10 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: if there is none, naming the file and the line.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} cannot be read: it is no regular file")
     try:
+        check_pointer(path)
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}") from None

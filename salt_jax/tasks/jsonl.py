@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -120,9 +121,12 @@ def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[R
     try:
         parameters = inspect.signature(Grader(path).function())
         parameters.bind("", "", **arguments)
+        _check_types(parameters, arguments)
     except TypeError as error:
         raise ValueError(f"reward_arguments = {arguments!r} do not fit {path}: {error}") from None
     except ValueError as error:
+        if str(error).startswith("arguments: "):
+            raise ValueError(f"reward_{error}") from None
         raise ValueError(f"reward = {reward!r}: {error}") from None
     if reward == "multiple_choice":
         arguments = {"choices": "ABCD"} | arguments  # by which references are checked
@@ -130,6 +134,22 @@ def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[R
         return Grader(path, arguments), make_reference
     own = {"path": path} | ({"arguments": arguments} if arguments else {})
     return Grader("salt_jax.graders.custom:call_user", own), make_reference
+
+
+def _check_types(signature: inspect.Signature, arguments: dict[str, Any]) -> None:
+    """ValueError for a keyword of another type than its default: the text 'no' would count as True."""
+    for name, value in arguments.items():
+        default = signature.parameters[name].default if name in signature.parameters else None
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if isinstance(default, bool):
+            fits, allowed = isinstance(value, bool), "True, False"
+        elif number:
+            fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+            allowed = "numbers above 0"
+        else:
+            fits, allowed = not isinstance(default, str) or isinstance(value, str), "texts"
+        if not fits:
+            raise ValueError(f"arguments: {name} = {value!r} is not allowed; allowed: {allowed}")
 
 
 def _prompt(row: Row, suffix: str) -> Prompt:

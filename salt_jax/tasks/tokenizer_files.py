@@ -75,7 +75,7 @@ def folder_tokenizer(folder: Path) -> Any:
         raise ValueError(f"{folder} is no folder with a tokenizer")
     if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
         raise ValueError(f"{folder} has no tokenizer: neither tokenizer.json nor tokenizer_config.json is there")
-    for name in ("tokenizer.json", "tokenizer.model"):
+    for name in TOKENIZER_FILES:
         if (folder / name).is_file():
             check_pointer(folder / name)
     for name, kinds in _KEYS.items():

@@ -195,6 +195,13 @@ def test_what_an_override_is_read_as(argument, value):
     assert (found, type(found)) == (value, type(value))
 
 
+@pytest.mark.parametrize("word", ["no", "Off", "yes"])
+def test_a_word_that_is_nearly_a_boolean(word):
+    with pytest.raises(ConfigError, match=f"= '{word}' is not allowed; allowed: True, False, or the text in quotes"):
+        changed(f"--config.model.template.enable_thinking={word}")
+    assert changed("--config.model.template.a='no'")["config.model.template.a"] == "no"
+
+
 def test_the_forms_of_an_override():
     assert changed("--config.steps", "3", "-config.seed", "-1")["config.steps"] == 3
     assert changed("--config.steps", "3", "-config.seed", "-1")["config.seed"] == -1

@@ -109,7 +109,7 @@ TEXTS: dict[tuple[str, str | None], tuple[str, ...]] = {
         r"\boxed{\text{A good conductor}}", r"\boxed{\text{C or D}}", r"\boxed{E}", r"\boxed{Е}", r"\boxed{С}",
         r"\boxed{\text{C?}}", r"\boxed{A - C}", r"\boxed{A: 12, C: 14}", r"\boxed{(A), (C)}",
         r"\boxed{(A)(C)}", r"\boxed{(A, C)}", r"\boxed{24}", r"The answer is not \boxed{B}.",
-        r"Is it \boxed{B}?", r"\boxed{B}. Wait, that is wrong.", r"Final: \boxed{D", r"The answer is \boxed D",
+        r"Is it \boxed{B}?", r"\boxed{B}. Wait, that is wrong.", r"Final: \boxed{D",
         r"\boxed{B \rightarrow 12}", r"\boxed{B = 12}", "boxed{B}", r"\boxed{A} or \boxed{B}",
         "\\boxed{A}\n\nor\n\n\\boxed{B}", r"Either \boxed{A} or maybe \boxed{B}", r"\boxed{A and B}",
         r"\boxed{\text{A or B}}", r"\boxed{\text{A, B, and C}}", r"\boxed{A,B}", r"\boxed{A\ B}",
@@ -583,3 +583,14 @@ def test_other_places_of_an_answer():
     assert last_line("a\n b \n\n") == "b"
     assert last_line(" \n") is None
     assert set(EXTRACT) == {"tag", "boxed", "last_line", "last_number", "text"}
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("[[D]]", "D"), (r"so \boxed D", "D"), ("Final: D", "D"), ("Response: (D)", "D"), ("Answer: D ✗", None),
+        ("Answer: D ❌", None), (r"The answer is \boxed D", "D"),  # braces may be left out
+    ],
+)
+def test_other_dress_of_a_letter(text, letter):
+    assert find_choice(text) == letter

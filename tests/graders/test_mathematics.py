@@ -66,7 +66,7 @@ def test_no_answer_is_no_reward_and_no_vote(completion):
     assert math_equal(completion, "42") == Verdict(0.0, None)
 
 
-@pytest.mark.parametrize("reference", ["", "  ", r"\begin{weird", "$$"])
+@pytest.mark.parametrize("reference", ["", "  ", r"\begin{weird", "$$", "NaN", "null"])
 def test_a_reference_without_mathematics_is_an_error(reference):
     with pytest.raises(ValueError, match="has no mathematical value"):
         math_equal("42", reference)

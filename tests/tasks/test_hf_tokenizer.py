@@ -195,6 +195,38 @@ def test_a_stop_id_outside_the_vocabulary():
         check_vocabulary(tokenizer, len(WORDS), "here")
 
 
+@pytest.mark.parametrize(
+    ("template", "variables", "message"),
+    [
+        ("hello", {}, "the chat template leaves out what the user says: it writes 'hello'"),
+        (TEMPLATE, {"lod": True}, "model.template has lod, which the chat template does not read; it reads loud"),
+        (TEMPLATE, {"loud": True}, None),
+    ],
+)
+def test_a_template_that_cannot_be_meant(template, variables, message):
+    if message is None:
+        PretrainedTokenizer(make(template), template=variables)
+    else:
+        with pytest.raises(ValueError, match=message):
+            PretrainedTokenizer(make(template), template=variables)
+
+
+def test_a_pointer_in_place_of_a_template(tmp_path):
+    PretrainedTokenizer(make()).save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(LFS)
+    with pytest.raises(ValueError, match="chat_template.jinja is a Git LFS pointer"):
+        load_tokenizer(tmp_path, vocab_size=len(WORDS))
+
+
+def test_an_id_far_outside_the_vocabulary(tmp_path):
+    """The number of tokens fits the model, one of their ids does not."""
+    PretrainedTokenizer(make()).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace(f'"one": {WORDS.index("one")}', '"one": 1000000'))
+    with pytest.raises(ValueError, match="has token id 1000000, the model a vocabulary of 11"):
+        load_tokenizer(tmp_path, vocab_size=len(WORDS))
+
+
 def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path):
     ours = PretrainedTokenizer(make(), system="two")
     ours.save(tmp_path)

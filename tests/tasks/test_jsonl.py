@@ -140,6 +140,18 @@ def test_a_function_of_ones_own(write, tokenizer, module):
             {"reward_arguments": {"x": 1}},
             "reward_arguments = {'x': 1} do not fit salt_jax.graders.mathematics",
         ),
+        (
+            {"reward_arguments": {"boxed_only": "no"}},
+            "reward_arguments: boxed_only = 'no' is not allowed; allowed: True, False",
+        ),
+        (
+            {"reward": "code", "reward_arguments": {"time_limit": -1}},
+            "reward_arguments: time_limit = -1 is not allowed; allowed: numbers above 0",
+        ),
+        (
+            {"reward": "multiple_choice", "reward_arguments": {"choices": 5}},
+            "reward_arguments: choices = 5 is not allowed; allowed: texts",
+        ),
         ({"reward_arguments": 3}, "reward_arguments = 3 is not allowed; allowed: a mapping of settings"),
         ({"reward": None}, "reward = None is not allowed; allowed: texts"),
         ({"train": ""}, "train and test are not set; set train and test to your files"),
