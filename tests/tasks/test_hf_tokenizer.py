@@ -218,6 +218,15 @@ def test_a_pointer_in_place_of_a_template(tmp_path):
         load_tokenizer(tmp_path, vocab_size=len(WORDS))
 
 
+def test_a_word_that_the_tokenizer_has_no_token_for(tmp_path):
+    """Its library's own exception, which is neither of Python's kinds nor of one line."""
+    PretrainedTokenizer(make()).save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace('"unk_token": "<pad>"', '"unk_token": "<absent>"'))
+    with pytest.raises(ValueError, match="^the tokenizer refuses the text '.*three.*': .*Missing"):
+        load_tokenizer(tmp_path, vocab_size=len(WORDS)).encode_prompt("three")
+
+
 def test_an_id_far_outside_the_vocabulary(tmp_path):
     """The number of tokens fits the model, one of their ids does not."""
     PretrainedTokenizer(make()).save(tmp_path)
