@@ -73,8 +73,8 @@ def last_boxed(text: str) -> str | None:
 def answer_text(text: str, *, boxed_only: bool = False) -> str | None:
     r"""The part of a completion that is its answer; None where there is none.
 
-    The last box that is not empty and stands after the last chain of thought; else what is said after it; else the last
-    box within it.
+    The last box that is not empty and stands after the last chain of thought; else what is said after it. A box within
+    the thought counts only where nothing stands behind it, and what was cut off in its thought or box is no answer.
 
     Example:
       >>> answer_text(r"<think>\boxed{7}</think> The answer is 8."), answer_text(r"\boxed{42}, in \boxed{}.")

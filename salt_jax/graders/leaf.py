@@ -10,7 +10,7 @@ from salt_jax.graders.dates import date
 from salt_jax.graders.families import counted, families, is_modular, same_family
 from salt_jax.graders.quantity import equal, quantity
 from salt_jax.graders.structure import read
-from salt_jax.graders.values import read_whole, real_set, same_value
+from salt_jax.graders.values import attempted, read_whole, real_set, same_value
 
 _REAL = re.compile(r"[<>]|\\(?:le|ge|cup|cap|setminus|mathbb)(?![a-zA-Z])")
 _MARKS = re.compile(r"[\s{}.,!?'\"()-]")
@@ -96,10 +96,8 @@ def leaf(answer: str, reference: str) -> bool:
     values = _value(answer), _value(reference)
     if values[0] is None or values[1] is None:
         return False
-    try:
-        return same_value(*values, ("." in answer) != ("." in reference))
-    except Exception:  # sympy's, of many kinds: what it cannot compare is not equal
-        return False
+    rounded = ("." in answer) != ("." in reference)
+    return bool(attempted(lambda: same_value(*values, rounded), False))  # what cannot be compared is not equal
 
 
 def _other_letters(answer: str, reference: str) -> bool:
@@ -201,25 +199,26 @@ def equation(answer: str, reference: str) -> bool:
             return False
         answer = re.sub(rf"(?<![a-zA-Z\\]){defined[0][2]}(?![a-zA-Z])", defined[1][2], answer)
         return same(read(answer), read(reference), leaf, equation)
-    values = []
     if any(_HARD_TO_EXPAND.search(text) for text in (answer, reference)):
         return answer.replace(" ", "") == reference.replace(" ", "")
+    differ = _other_letters(answer, reference) or answer.count("'") != reference.count("'")
+    sides_of = []
     for text in (answer, reference):
         sides = [read_whole(side.strip()) for side in re.split(r"(?<![<>!:\\\\])=(?!=)", text)]
         if len(sides) != 2 or not all(isinstance(side, sympy.Expr) for side in sides):
             return answer.replace(" ", "") == reference.replace(" ", "")
-        if _other_letters(answer, reference) or any(answer.count(sign) != reference.count(sign) for sign in "'"):
-            return False
-        try:
-            values.append(sympy.expand(sympy.fraction(sympy.together(sides[0].doit() - sides[1].doit()))[0]))
-        except Exception:  # sympy's: matrices of other shapes, poles
-            return False
-    if values[1] == 0 or values[0] == 0:
-        return values[0] == values[1]
-    try:
-        ratio = sympy.simplify(values[0] / values[1])
-    except Exception:
-        return False
+        sides_of.append((sides[0], sides[1]))
+    return not differ and bool(attempted(lambda: _multiples(*sides_of), False))
+
+
+def _multiples(*equations: tuple[Any, Any]) -> bool:
+    """Whether the differences of two equations' sides are multiples of each other."""
+    import sympy
+
+    a, b = (sympy.expand(sympy.fraction(sympy.together(x.doit() - y.doit()))[0]) for x, y in equations)
+    if a == 0 or b == 0:
+        return bool(a == b)
+    ratio = sympy.simplify(a / b)
     return bool(ratio.is_number and ratio != 0)
 
 

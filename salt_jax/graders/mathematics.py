@@ -19,7 +19,7 @@ from salt_jax.graders.leaf import equation, is_wordy, leaf, same_families
 from salt_jax.graders.quantity import equal, quantity
 from salt_jax.graders.structure import Node, is_symbol, read
 from salt_jax.graders.units import UNITS
-from salt_jax.graders.values import constant, library, normal_form, read_whole, unit_vectors
+from salt_jax.graders.values import attempted, constant, library, normal_form, read_whole, unit_vectors
 from salt_jax.graders.verdict import Verdict
 
 WRITTEN = 400  # digits of a number in an answer's normal form
@@ -98,29 +98,32 @@ def _near(exact: str, rounded: str, equals: bool) -> bool:
 
 
 def _in_other_dress(completion: str, text: str, gold: Node) -> bool:
-    """Whether the last boxes together are the list of the reference, or a decimal comma makes its number."""
+    """Whether an answer is the reference in a form that only the reference's own form tells: all its boxes for a list,
+    'No, it is not' for no, 12,34,567 or 0,5 for a number, a binomial or i, j, k for a vector, '5 and 1/8' for 5 1/8.
+    """
+    plain = undressed(text)
     if gold.kind in ("list", "set"):
         boxes = last_boxes(completion, len(gold.parts))
         if len(boxes) > 1:
             return same(read(", ".join(undressed(box) for box in boxes)), gold, leaf, equation)
-    if re.match(rf"^{re.escape(undressed(text).casefold())}\b[,.;:]", gold.text.casefold()) and _YES.match(gold.text):
+    if re.match(rf"^{re.escape(plain.casefold())}\b[,.;:]", gold.text.casefold()) and _YES.match(gold.text):
         return True
-    decided = re.match(r"^(yes|no|true|false)\b[,.;:]", undressed(text).casefold())  # No, it is not
+    decided = re.match(r"^(yes|no|true|false)\b[,.;:]", plain.casefold())  # No, it is not
     if decided and decided[1] == gold.text.casefold():
         return True
-    for one, other in ((undressed(text), gold.text), (gold.text, undressed(text))):
+    for one, other in ((plain, gold.text), (gold.text, plain)):
         if _INDIAN.match(one) and quantity(other):  # 12,34,567, where a number is asked for
             return leaf(one.replace(",", ""), other)
-    below = _BELOW.match(undressed(text))
-    if below and gold.kind in ("tuple", "matrix"):  # \\binom{5}{-12}, as a vector
+    below = _BELOW.match(plain)
+    if below and gold.kind in ("tuple", "matrix"):  # \binom{5}{-12}, as a vector
         return same(read(f"({below[1]}, {below[2]})"), gold, leaf, equation)
-    if gold.kind in ("tuple", "matrix") and (vector := unit_vectors(undressed(text), len(gold.parts))):
+    if gold.kind in ("tuple", "matrix") and (vector := unit_vectors(plain, len(gold.parts))):
         return same(read(vector), gold, leaf, equation)
-    mixed = re.match(r"^(\d+) and (?:an? )?(\\frac.*|\d+/\d+)$", undressed(text))
+    mixed = re.match(r"^(\d+) and (?:an? )?(\\frac.*|\d+/\d+)$", plain)
     if mixed and same(read(f"{mixed[1]} {mixed[2]}"), gold, leaf, equation):
         return True
     number = quantity(gold.text)
-    comma = re.sub(r"^(-?0),(?=\d)", r"\1.", undressed(text))
+    comma = re.sub(r"^(-?0),(?=\d)", r"\1.", plain)
     comma = _COMMA.sub(lambda m: f"{m[1].replace('.', '').replace(' ', '')}.{m[2]}", comma)
     return bool(number and (number.decimal or "(" in comma) and "," in text and same(read(comma), gold, leaf, equation))
 
@@ -140,10 +143,7 @@ def _answer(node: Node) -> str:
         written = found.value / 100 if found.unit == "%" else found.value / size
         return str(written) if max(abs(written.numerator), written.denominator) < 10**WRITTEN else node.text
     value = None if is_wordy(node.text) else read_whole(node.text)
-    try:
-        return node.text if value is None else normal_form(value)
-    except Exception:  # sympy's: poles, matrices of other shapes
-        return node.text
+    return node.text if value is None else attempted(lambda: normal_form(value), node.text)
 
 
 def math_equal(

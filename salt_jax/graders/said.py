@@ -126,7 +126,7 @@ def said(text: str) -> str | None:
 def _in_sentences(text: str) -> str | None:
     """What the last sentence says that says something, and is no question."""
     sentences = [part for part in _SENTENCE.split(text) if part and part.strip()]
-    if not sentences or _GAVE_UP.search(text) or re.search(r"(?:[=+]|\\cdot|\\times)\s*$", text):
+    if not sentences or _GAVE_UP.search(" ".join(sentences[-2:])) or re.search(r"(?:[=+]|\\cdot|\\times)\s*$", text):
         return None
     if last_expression(sentences[-1]) is None and re.search(r"[a-z]$", text.strip()):  # cut off within a sentence
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import re
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -35,8 +36,26 @@ DIGITS, CLOSE = 40, 1e-30  # digits of a number that is not rational, and how cl
 ROUNDED = 1e-6  # the same where one of them is a decimal
 
 
+def attempted(compute: Callable[[], Any], otherwise: Any) -> Any:
+    """What sympy or Math-Verify's parser computes; ``otherwise`` where it raises, which is of many kinds.
+
+    Want of memory is no answer to the question and goes on: the reward is then missing.
+    """
+    try:
+        return compute()
+    except MemoryError:
+        raise
+    except Exception:
+        return otherwise
+
+
 @functools.cache
 def library() -> ModuleType:
+    """Math-Verify, without its warnings of time limits that are off.
+
+    Raises:
+      GraderError: without the extra `math`.
+    """
     try:
         import math_verify
     except ImportError:
@@ -64,11 +83,12 @@ def _depth(text: str) -> int:
 def read_whole(text: str) -> Any:
     """What Math-Verify's grammar reads in the whole of an undressed text; None where it does not read all of it.
 
-    None too for what would take long (long texts, deep brackets, towers of powers), and for what the grammar reads as
-    something else: two numbers beside each other, a digit that its base does not have.
+    None too for what would take long (long texts, deep brackets, towers of powers, sums, integrals, limits), and for
+    what the grammar reads as something else: two numbers beside each other, a digit that its base does not have, dy/dx.
     """
     mixed = _MIXED.search(text)
-    if mixed and int(mixed[2]) >= int(mixed[3]) or _DERIVATIVE.search(text):
+    improper = mixed is not None and int(mixed[2]) >= int(mixed[3])
+    if improper or _DERIVATIVE.search(text):
         return None
     text = _MIXED.sub(r"(\1+\\frac{\2}{\3})", text)
     text = _TOWER.sub(_power, text) if "^" in text else text
@@ -80,14 +100,11 @@ def read_whole(text: str) -> Any:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
     from math_verify.grader import should_treat_as_complex
 
-    try:
-        # capitals are other letters: R is not r
-        config = ConversionConfig(lowercase_symbols=False)
-        return latex2sympy(
-            text, is_real=not should_treat_as_complex(text), normalization_config=None, conversion_config=config
-        )
-    except Exception:  # of its parser and of sympy, of many kinds
-        return None
+    config = ConversionConfig(lowercase_symbols=False)  # capitals are other letters: R is not r
+    real = not should_treat_as_complex(text)
+    return attempted(
+        lambda: latex2sympy(text, is_real=real, normalization_config=None, conversion_config=config), None
+    )
 
 
 def normal_form(value: Any) -> str:
@@ -205,10 +222,7 @@ def _as_set(value: Any) -> Any:
     if not relation or len(value.free_symbols) != 1:
         return None
     unknown = value.free_symbols.pop()
-    try:
-        return _exact(value.xreplace({unknown: sympy.Symbol("x", real=True)})).as_set()
-    except Exception:  # sympy cannot solve it
-        return None
+    return attempted(lambda: _exact(value.xreplace({unknown: sympy.Symbol("x", real=True)})).as_set(), None)
 
 
 def unit_vectors(text: str, count: int) -> str:
@@ -234,5 +248,6 @@ def unit_vectors(text: str, count: int) -> str:
 
 
 def constant(text: str) -> Any:
+    """The value of a text without unknowns; None for any other."""
     value = read_whole(text)
     return value if getattr(value, "is_number", False) else None

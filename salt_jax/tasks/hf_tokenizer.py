@@ -122,16 +122,16 @@ class PretrainedTokenizer:
         """
         if not self._chat:
             raise ValueError("only with model.chat = True is a prompt written in the chat template")
-        return self._tried(prompt, self._date)
+        return self._in_template(prompt, self._date)
 
     def writes_date(self, prompt: Prompt) -> bool:
         """Whether the chat template writes the date, or the time, into a prompt."""
         if not self._chat or NOW not in self._tokenizer.get_chat_template(self._template.get("chat_template")):
             return False
         other = self._date + datetime.timedelta(days=3683, hours=5, minutes=7, seconds=11)  # another in every part
-        return self._tried(prompt, self._date) != self._tried(prompt, other)
+        return self._in_template(prompt, self._date) != self._in_template(prompt, other)
 
-    def _tried(self, prompt: Prompt, date: datetime.datetime) -> str:
+    def _in_template(self, prompt: Prompt, date: datetime.datetime) -> str:
         messages = [dict(message) for message in prompt] if not isinstance(prompt, str) else self._messages(prompt)
         try:
             return self._written(messages, date)

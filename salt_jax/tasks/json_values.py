@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from salt_jax.tasks.paths import check_pointer
+from salt_jax.tasks.paths import LFS, LFS_HINT
 
 LONGEST = 60  # characters of a value in a message: it can be a whole file
 LARGEST = 10**15  # of whole numbers, far above any size or id: what is larger is a slip, and long in messages
@@ -26,12 +26,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} cannot be read: it is no regular file")
     try:
-        check_pointer(path)
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{path.parent} has no {path.name}") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+    if content.startswith(LFS):
+        raise ValueError(f"{path} {LFS_HINT}")
+    try:
+        value = json.loads(content.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError(f"{path} is not JSON: nested too deeply") from None
     except ValueError as error:  # bad JSON and bad UTF-8

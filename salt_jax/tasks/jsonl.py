@@ -121,13 +121,11 @@ def _reward(reward: str, arguments: dict[str, Any]) -> tuple[Grader, Callable[[R
     try:
         parameters = inspect.signature(Grader(path).function())
         parameters.bind("", "", **arguments)
-        _check_types(parameters, arguments)
     except TypeError as error:
         raise ValueError(f"reward_arguments = {arguments!r} do not fit {path}: {error}") from None
     except ValueError as error:
-        if str(error).startswith("arguments: "):
-            raise ValueError(f"reward_{error}") from None
         raise ValueError(f"reward = {reward!r}: {error}") from None
+    _check_types(parameters, arguments)
     if reward == "multiple_choice":
         arguments = {"choices": "ABCD"} | arguments  # by which references are checked
     if reward in REWARDS:
@@ -149,7 +147,7 @@ def _check_types(signature: inspect.Signature, arguments: dict[str, Any]) -> Non
         else:
             fits, allowed = not isinstance(default, str) or isinstance(value, str), "texts"
         if not fits:
-            raise ValueError(f"arguments: {name} = {value!r} is not allowed; allowed: {allowed}")
+            raise ValueError(f"reward_arguments: {name} = {value!r} is not allowed; allowed: {allowed}")
 
 
 def _prompt(row: Row, suffix: str) -> Prompt:

@@ -80,6 +80,11 @@ def test_the_references_form_decides():
     assert math_equal(r"\boxed{6}", "2x=6").reward == 0  # an equation is asked for
 
 
+def test_who_gives_up_has_no_answer_but_a_way_that_fails_is_no_giving_up():
+    assert math_equal("I cannot solve this problem. See chapter 7.", "7") == Verdict(0.0, None)
+    assert math_equal("We cannot find x at once. Add both lines. Then 2x = 24. So x = 12.", "12").reward == 1
+
+
 def test_boxed_only():
     assert math_equal("The answer is 42.", "42", boxed_only=True) == Verdict(0.0, None)
     assert math_equal(r"41, so \boxed{42}", "42", boxed_only=True) == Verdict(1.0, "42")
