@@ -43,7 +43,7 @@ class SaltConfig:
     >>> SaltConfig(variant="slat")
     Traceback (most recent call last):
     ...
-    ValueError: variant must be one of salt, shared_only, ..., soft_filter, got 'slat'
+    ValueError: variant must be one of salt, shared_only, ..., natural_positive, got 'slat'
     """
 
     rho: float = 1.0  # subspace size per unit of participation ratio, > 0 (the release's code: 0.5)

@@ -176,25 +176,8 @@ def soft_filter(x: Inputs) -> Channels:
     """Control: SALT with the soft filter K(K + λI)⁻¹ for P, λ such that its trace is k (λ = 0 where k = rank)."""
     assert x.basis is not None
     basis = x.basis
-    values_m = basis.values
-    k = x.k.astype(jnp.float32)
-
-    def gains(log_shift: jax.Array) -> jax.Array:
-        return safe_ratio(values_m, values_m + jnp.exp(log_shift))
-
-    # Bracket: Σ λ_i/(λ_i + λ) ≤ tr/λ gives the upper end; every kept eigenvalue is above eps · λ_1.
-    top = jnp.maximum(values_m[0], jnp.finfo(jnp.float32).tiny)
-    low = jnp.log(top) + jnp.log(jnp.finfo(jnp.float32).eps) - jnp.log(float(values_m.shape[0]))
-    high = jnp.log(jnp.maximum(values_m.sum(), top)) - jnp.log(jnp.maximum(k, 1.0))
-
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        middle = (ends[0] + ends[1]) / 2
-        too_much = gains(middle).sum() > k
-        return jnp.where(too_much, middle, ends[0]), jnp.where(too_much, ends[1], middle)
-
-    low, high = lax.fori_loop(0, 40, halve, (low, high))
-    exact_m = (values_m > 0).astype(jnp.float32)
-    gains_m = jnp.where(x.k >= basis.rank, exact_m, gains((low + high) / 2))
+    exact_m = (basis.values > 0).astype(jnp.float32)
+    gains_m = jnp.where(x.k >= basis.rank, exact_m, _damping(basis, x.k.astype(jnp.float32)))
 
     def smooth(vector: jax.Array) -> jax.Array:
         whole = basis.rank >= basis.n_valid
@@ -202,6 +185,51 @@ def soft_filter(x: Inputs) -> Channels:
 
     shared, residual = smooth(x.advantages), _positive(x) - smooth(_positive(x))
     return Channels(shared, residual, x.alpha, shared + x.alpha * residual)
+
+
+def natural(x: Inputs) -> Channels:
+    """Control: a' = (I − K(K + λI)⁻¹) a, the natural policy gradient among the rollouts' features; no one-sidedness.
+
+    S a' = λ (SSᵀ + λI)⁻¹ S a by the push-through identity: the update preconditioned by the damped empirical Fisher
+    matrix of the features, times λ. Σ λ_i/(λ_i + λ) = k, but at most rank − 1, ½ where the rank is 1: at k = rank λ
+    and with it a' would be 0. shared is K(K + λI)⁻¹ a, residual is a'. Flat spectra give a multiple of a.
+    """
+    return _natural(x, x.advantages)
+
+
+def natural_positive(x: Inputs) -> Channels:
+    """Control: `natural` of [a]₊: a' = (I − K(K + λI)⁻¹)[a]₊; shared is K(K + λI)⁻¹[a]₊."""
+    return _natural(x, _positive(x))
+
+
+def _natural(x: Inputs, vector: jax.Array) -> Channels:
+    assert x.basis is not None
+    most = jnp.maximum(x.basis.rank.astype(jnp.float32) - 1.0, 0.5)
+    gains_m = _damping(x.basis, jnp.minimum(x.k.astype(jnp.float32), most))
+    # Not vector − shared, which cancels where λ is small; padding has zeros in every eigenvector that it is not.
+    residual = project(x.basis.vectors, 1.0 - gains_m, vector)
+    return Channels(vector - residual, residual, x.alpha, residual)
+
+
+def _damping(basis: Spectrum, trace: jax.Array) -> jax.Array:
+    """(m,) the gains λ_i/(λ_i + λ) of K(K + λI)⁻¹, λ such that they add up to ``trace`` < rank; bisects log λ."""
+    values_m = basis.values
+
+    def gains(log_shift: jax.Array) -> jax.Array:
+        return safe_ratio(values_m, values_m + jnp.exp(log_shift))
+
+    # Bracket: Σ λ_i/(λ_i + λ) ≤ tr/λ gives the upper end; every kept eigenvalue is above eps · λ_1.
+    top = jnp.maximum(values_m[0], jnp.finfo(jnp.float32).tiny)
+    low = jnp.log(top) + jnp.log(jnp.finfo(jnp.float32).eps) - jnp.log(float(values_m.shape[0]))
+    high = jnp.log(jnp.maximum(values_m.sum(), top)) - jnp.log(jnp.maximum(trace, 0.5))
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        middle = (ends[0] + ends[1]) / 2
+        too_much = gains(middle).sum() > trace
+        return jnp.where(too_much, middle, ends[0]), jnp.where(too_much, ends[1], middle)
+
+    low, high = lax.fori_loop(0, 40, halve, (low, high))
+    return gains((low + high) / 2)
 
 
 VARIANTS: dict[str, Callable[[Inputs], Channels]] = {
@@ -225,6 +253,8 @@ VARIANTS: dict[str, Callable[[Inputs], Channels]] = {
     "amplify": amplify,
     "complement": complement,
     "soft_filter": soft_filter,
+    "natural": natural,
+    "natural_positive": natural_positive,
 }
 
 NEEDS: dict[str, str] = {
@@ -236,7 +266,7 @@ NEEDS: dict[str, str] = {
 }
 """The extra argument of `reweight` that a variant cannot do without."""
 
-WHOLE_SPECTRUM = ("soft_filter",)
+WHOLE_SPECTRUM = ("soft_filter", "natural", "natural_positive")
 """Variants that use every eigenpair of K: always a full `eigh`, whatever config.eigen says."""
 
 

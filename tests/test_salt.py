@@ -91,6 +91,9 @@ def test_variant_matches_the_float64_reference(variant, seed):
         {"variant": "fixed_alpha", "fixed_alpha": 0.25},
         {"variant": "soft_filter", "k_min": 7},
         {"variant": "soft_filter", "k_min": 20},
+        {"variant": "natural", "rho": 0.3},
+        {"variant": "natural", "k_min": 20},
+        {"variant": "natural_positive", "k_max": 1},
     ],
 )
 def test_config_fields_match_the_float64_reference(fields):
@@ -159,7 +162,10 @@ def test_edge_one_rollout(fields, value):
     assert int(padded.k) == 1
 
 
-@pytest.mark.parametrize("fields", [{}, {"k_min": 8}, {"variant": "soft_filter", "k_min": 8}])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, *({"variant": v, "k_min": 8} for v in ("salt", "soft_filter", "natural", "natural_positive"))],
+)
 def test_edge_duplicate_rollouts(fields):
     rows, a, _ = example(0)
     rows = rows[[0, 0, 1, 1, 2, 2, 0, 1]]  # rank 3 of 8
@@ -286,6 +292,45 @@ def test_edge_entropy_without_a_range_is_zero():
     assert alphas == [0, 1]
 
 
+@pytest.mark.parametrize("variant", ["natural", "natural_positive"])
+def test_natural_is_the_damped_natural_gradient_in_the_span_of_the_features(variant):
+    """S a' ∝ (SSᵀ + λI)⁻¹ S b, solved among the D coordinates of the features instead of the m rollouts."""
+    for seed in range(3):
+        rows, a, _ = example(seed)
+        out = call(rows, a, variant=variant)
+        b = np.maximum(a, 0) if variant == "natural_positive" else a
+        fisher = rows.T @ rows
+        shift = shift_of_trace(fisher, float(out.k))
+        expected = shift * np.linalg.solve(fisher + shift * np.eye(D), rows.T @ b)
+        np.testing.assert_allclose(rows.T @ np.asarray(out.advantages, float), expected, **CLOSE)
+
+
+def shift_of_trace(fisher: np.ndarray, k: float) -> float:
+    """λ with tr F(F + λI)⁻¹ = k."""
+    low, high = 1e-9, 1e3
+    for _ in range(200):
+        shift = np.sqrt(low * high)
+        above = np.trace(np.linalg.solve(fisher + shift * np.eye(D), fisher)) > k
+        low, high = (shift, high) if above else (low, shift)
+    return high
+
+
+@pytest.mark.parametrize("m", [1, 2, 5])
+def test_edge_natural_keeps_the_direction_of_a_where_the_spectrum_is_flat(m):
+    """k = rank would need λ = 0 and leave nothing: k is at most rank − 1, ½ for one rollout."""
+    a = np.linspace(-1, 2, m)
+    for variant, b in (("natural", a), ("natural_positive", np.maximum(a, 0))):
+        out = call(None, a, gram=3 * np.eye(m), variant=variant)
+        np.testing.assert_allclose(out.advantages, b / max(m, 2), rtol=1e-5)
+        assert int(out.k) == m
+
+
+def test_edge_natural_leaves_what_has_no_feature_and_damps_a_lone_direction():
+    gram = np.diag([4.0, 0.0, 0.0])
+    out = call(None, np.array([1.0, 2.0, -3.0]), gram=gram, variant="natural")
+    np.testing.assert_allclose(out.advantages, [0.5, 2.0, -3.0], rtol=1e-5)
+
+
 def test_update_norm_matched_has_the_size_of_salts_update():
     for seed in range(4):
         rows, a, _ = example(seed)
@@ -350,7 +395,9 @@ def test_matched_random_follows_the_ranking_of_the_random_residual():
 # jit, vmap, differentiation, wild inputs.
 
 
-@pytest.mark.parametrize("variant", ["salt", "matched_random", "scaled", "entropy_alpha", "update_norm_matched"])
+@pytest.mark.parametrize(
+    "variant", ["salt", "matched_random", "scaled", "entropy_alpha", "update_norm_matched"]
+)
 def test_vmap_equals_one_at_a_time(variant):
     examples = [example(seed) for seed in (0, 1)]
     grams = jnp.asarray(np.stack([geometry_reference.gram(rows) for rows, _, _ in examples]), jnp.float32)
@@ -376,7 +423,7 @@ def test_everything_is_a_constant():
     st.integers(1, M),
     st.integers(-30, 30),
     st.integers(-20, 20),
-    st.sampled_from(["salt", "amplify", "soft_filter"]),
+    st.sampled_from(["salt", "amplify", "soft_filter", "natural", "natural_positive"]),
 )
 def test_wild_inputs(seed, rank, log_gram, log_a, variant):
     rows, a, _ = example(seed, rank=rank)
@@ -406,7 +453,8 @@ def test_iterated_eigenvectors_give_the_same_reweighting(variant):
     for seed in range(2):
         gram, a = large(seed)
         full, iterated = (
-            salt.reweight(gram, a, salt.SaltConfig(variant=variant, eigen=eigen)) for eigen in ("full", "iterative")
+            salt.reweight(gram, a, salt.SaltConfig(variant=variant, eigen=eigen))
+            for eigen in ("full", "iterative")
         )
         assert full.eigengap > 0.01
         assert (bool(full.fallback), bool(iterated.fallback)) == (False, False)
@@ -421,7 +469,8 @@ def test_an_iteration_that_is_refused_says_so_and_changes_nothing():
     flat = jnp.eye(LARGE)  # k = m: no block holds it
     for matrix, fields in ((flat, {}), (flat, {"k_max": 3}), (gram, {"k_min": 40})):
         full, iterated = (
-            salt.reweight(matrix, a, salt.SaltConfig(eigen=eigen, **fields)) for eigen in ("full", "iterative")
+            salt.reweight(matrix, a, salt.SaltConfig(eigen=eigen, **fields))
+            for eigen in ("full", "iterative")
         )
         assert (bool(full.fallback), bool(iterated.fallback)) == (False, True)
         for field, expected in zip(iterated._replace(fallback=full.fallback), full, strict=True):

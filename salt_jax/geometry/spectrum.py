@@ -60,6 +60,32 @@ def effective_sample_size(
     return safe_ratio(quadratic_form(gram, coefficients), jnp.sum(coefficients**2 * jnp.diagonal(gram)))
 
 
+def kish_count(gram: jax.Array, coefficients: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
+    """(Σ d_i)² / Σ d_i² of d_i = c_i² K_ii, how many rollouts carry the denominator of n_eff, in [1, m]; 0 for c = 0.
+
+    Kish's count of unequally weighted samples. Where it is small n_eff says little about cancellation: most rollouts
+    hardly move anything (docs/theory.md). Reads the diagonal of K alone. (A metric of this project, not of the paper.)
+
+    gram (m, m), coefficients (m,), valid (m,) or None -> scalar float32. Raises ValueError on shapes.
+
+    >>> float(kish_count(jnp.eye(4), jnp.array([1.0, -1.0, 0.0, 0.0])))
+    2.0
+    """
+    gram, _ = normalized(gram, valid)
+    coefficients, _ = normalized_vector(coefficients, gram, valid)
+    return count_of(coefficients**2 * jnp.diagonal(gram))
+
+
+def count_of(shares: jax.Array) -> jax.Array:
+    """(Σ d)² / Σ d² along the last axis, 0 where all are 0: shares (..., n) >= 0 -> (...).
+
+    >>> count_of(jnp.array([[1e-30, 1e-30], [0.0, 5.0]])).tolist()
+    [2.0, 1.0]
+    """
+    shares = safe_ratio(shares, jnp.max(shares, axis=-1, keepdims=True))  # squares of tiny ones would be 0
+    return safe_ratio(jnp.sum(shares, axis=-1) ** 2, jnp.sum(shares**2, axis=-1))
+
+
 def positive_alignment(gram: jax.Array, *, valid: jax.Array | None = None) -> jax.Array:
     """Mean of max(0, cos_ij) over the pairs i < j of valid rollouts, in [0, 1] (Eq. 7).
 

@@ -16,13 +16,14 @@ from salt_jax.geometry.numerics import (
 )
 from salt_jax.geometry.spectrum import (
     coefficient_distortion,
+    count_of,
     effective_sample_size,
     participation_ratio,
     positive_alignment,
 )
 from salt_jax.products import matmul
 
-NAMES = ("participation_ratio", "n_eff", "positive_alignment")
+NAMES = ("participation_ratio", "n_eff", "positive_alignment", "kish_count")
 
 
 def geometry_summary(
@@ -33,7 +34,7 @@ def geometry_summary(
     valid: jax.Array | None = None,
     reweighted: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Participation ratio, n_eff, positive alignment, each `_in`, `_out` and `_total`, and the update norm.
+    """Participation ratio, n_eff, positive alignment, Kish's count, each `_in`, `_out`, `_total`, and the update norm.
 
     Groups are contiguous: rollout i belongs to group i // group_size. A group *has signal* when
     Σ_{i in group} c_i² K_ii > 0; a unanimous or padded group has none and counts nowhere but in `_total`.
@@ -72,7 +73,8 @@ def geometry_summary(
     blocks_BxGxBxG = gram_mxm.reshape(groups, group_size, groups, group_size)
     own_BxGxG = jnp.moveaxis(jnp.diagonal(blocks_BxGxBxG, axis1=0, axis2=2), -1, 0)
     energy_BxG = jnp.diagonal(own_BxGxG, axis1=1, axis2=2)
-    signal_B = jnp.sum(weights_BxG**2 * energy_BxG, axis=1) != 0  # a NaN counts as signal: never hidden
+    shares_BxG = weights_BxG**2 * energy_BxG
+    signal_B = jnp.sum(shares_BxG, axis=1) != 0  # a NaN counts as signal: never hidden
 
     def average(values_B: jax.Array) -> jax.Array:
         return safe_ratio(jnp.sum(jnp.where(signal_B, values_B, 0.0)), jnp.sum(signal_B.astype(jnp.float32)))
@@ -90,16 +92,21 @@ def geometry_summary(
                 )
             ),
             average(jax.vmap(lambda k, v: positive_alignment(k, valid=v))(own_BxGxG, present_BxG)),
+            average(count_of(shares_BxG)),
         ),
         "out": (
             participation_ratio(between_BxB, valid=signal_B),
             effective_sample_size(between_BxB, jnp.ones(groups), valid=signal_B),
             positive_alignment(between_BxB, valid=signal_B),
+            count_of(jnp.where(signal_B, jnp.diagonal(between_BxB), 0.0)),
         ),
         "total": (
-            safe_ratio(jnp.trace(gram_mxm) ** 2, jnp.vdot(gram_mxm, gram_mxm, precision=lax.Precision.HIGHEST)),
-            safe_ratio(square, jnp.sum(weights_m**2 * diagonal_m)),
+            safe_ratio(
+                jnp.trace(gram_mxm) ** 2, jnp.vdot(gram_mxm, gram_mxm, precision=lax.Precision.HIGHEST)
+            ),
+            safe_ratio(square, jnp.sum(shares_BxG)),
             _alignment(gram_mxm, present_m),
+            count_of(shares_BxG.reshape(m)),
         ),
     }
     for scope, statistics in scopes.items():

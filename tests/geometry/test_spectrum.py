@@ -36,6 +36,7 @@ def everything(masked: bool):
             "participation_ratio": geometry.participation_ratio(gram, valid=valid),
             "n_eff": geometry.effective_sample_size(gram, c, valid=valid),
             "positive_alignment": geometry.positive_alignment(gram, valid=valid),
+            "kish_count": geometry.kish_count(gram, c, valid=valid),
             "update_norm": geometry.update_norm(gram, c, valid=valid),
             "residual_energy": geometry.residual_energy(gram, valid=valid),
             "coefficient_distortion": geometry.coefficient_distortion(new, c, valid=valid),
@@ -56,6 +57,7 @@ def expected(rows: np.ndarray, c: np.ndarray, new: np.ndarray) -> dict[str, floa
         "participation_ratio": reference.participation_ratio(k),
         "n_eff": reference.effective_sample_size(k, c),
         "positive_alignment": reference.positive_alignment(k),
+        "kish_count": reference.kish_count(k, c),
         "update_norm": norm(c),
         "residual_energy": reference.residual_energy(rows),
         "coefficient_distortion": np.linalg.norm(new - c) / np.linalg.norm(c),
@@ -94,7 +96,7 @@ def test_padding_equals_the_subset_and_may_hold_anything():
     assert_matches(got, expected(rows[valid], c[valid], new[valid]))
 
 
-SCALE_FREE = ("participation_ratio", "n_eff", "positive_alignment", "update_deviation", "rank")
+SCALE_FREE = ("participation_ratio", "n_eff", "positive_alignment", "kish_count", "update_deviation", "rank")
 
 
 @pytest.mark.parametrize("exponent", [-100, -31, 1, 30, 100])
@@ -141,7 +143,7 @@ def test_nan_is_never_hidden():
     rows, c = example()
     gram, c, new = as_inputs(rows, c, np.maximum(c, 0))
     got = everything(False)(gram.at[0, 1].set(jnp.nan), c, new)
-    unaffected = {"coefficient_distortion", "rank"}
+    unaffected = {"coefficient_distortion", "kish_count", "rank"}  # these read no K_01
     assert {name for name, value in got.items() if not np.isnan(value)} == unaffected
 
 

@@ -50,6 +50,11 @@ def effective_sample_size(k: np.ndarray, c: np.ndarray) -> float:
     return ratio(max(total, 0.0), sum(c[i] ** 2 * k[i, i] for i in range(m)))
 
 
+def kish_count(k: np.ndarray, c: np.ndarray) -> float:
+    shares = [c[i] * k[i, i] * c[i] for i in range(len(k))]
+    return ratio(sum(shares) ** 2, sum(d**2 for d in shares))
+
+
 def positive_alignment(k: np.ndarray) -> float:
     cosines = []
     for i in range(len(k)):
@@ -74,7 +79,7 @@ def residual_energy(rows: np.ndarray) -> float:
 
 def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray) -> dict[str, float]:
     """In, out, total from explicit features and subsets of them."""
-    means, inside = [], {"participation_ratio": [], "n_eff": [], "positive_alignment": []}
+    means, inside = [], {"participation_ratio": [], "n_eff": [], "positive_alignment": [], "kish_count": []}
     for start in range(0, len(rows), group_size):
         members = [i for i in range(start, start + group_size) if valid[i]]
         if sum(c[i] ** 2 * np.sum(rows[i] ** 2) for i in members) == 0:
@@ -83,6 +88,7 @@ def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray)
         inside["participation_ratio"].append(participation_ratio(block))
         inside["n_eff"].append(effective_sample_size(block, c[members]))
         inside["positive_alignment"].append(positive_alignment(block))
+        inside["kish_count"].append(kish_count(block, c[members]))
         means.append(update(rows[members], c[members]))
     out = {f"{name}_in": ratio(sum(values), len(values)) for name, values in inside.items()}
     between = gram(np.array(means)) if means else np.zeros((0, 0))
@@ -94,5 +100,6 @@ def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray)
         out[f"participation_ratio_{scope}"] = participation_ratio(k)
         out[f"n_eff_{scope}"] = effective_sample_size(k, weights)
         out[f"positive_alignment_{scope}"] = positive_alignment(k)
+        out[f"kish_count_{scope}"] = kish_count(k, weights)
     out["update_norm"] = float(np.linalg.norm(update(rows[everyone], c[everyone])))
     return out

@@ -30,6 +30,17 @@ def soft_filter(values: np.ndarray, vectors: np.ndarray, k: int) -> np.ndarray:
     return sum(value / (value + high) * np.outer(v, v) for value, v in zip(values, vectors, strict=True))
 
 
+def natural(k_matrix: np.ndarray, k: float, vector: np.ndarray) -> np.ndarray:
+    """λ (K + λI)⁻¹ x by a linear solve, λ by scanning down until tr K(K + λI)⁻¹ is k; no eigenvectors."""
+    m = len(vector)
+    low, high = 0.0, m * np.trace(k_matrix)
+    for _ in range(200):
+        middle = (low + high) / 2
+        trace = sum(np.linalg.solve(k_matrix + middle * np.eye(m), k_matrix[:, j])[j] for j in range(m))
+        low, high = (middle, high) if trace > k else (low, middle)
+    return high * np.linalg.solve(k_matrix + high * np.eye(m), vector)
+
+
 def reweight(
     rows: np.ndarray,
     a: np.ndarray,
@@ -71,6 +82,7 @@ def reweight(
         alpha = min(max(geometry.ratio(now - low, high - low), 0.0), 1.0)
     shared, residual = p @ a, off @ plus
     salt = shared + alpha * residual
+    damped = min(k, max(rank - 1, 0.5))
     norm = lambda c: float(np.linalg.norm(geometry.update(rows, c)))
     new = {
         "shared_only": lambda: shared,
@@ -82,8 +94,13 @@ def reweight(
         "update_norm_matched": lambda: a * geometry.ratio(norm(salt), norm(a)),
         "amplify": lambda: a + alpha * residual,
         "complement": lambda: a - shared,
+        "natural": lambda: natural(k_matrix, damped, a),
+        "natural_positive": lambda: natural(k_matrix, damped, plus),
     }.get(variant, lambda: salt)()
     residual = {"signed": off @ a, "complement": off @ a, "no_projection": plus}.get(variant, residual)
+    if variant in ("natural", "natural_positive"):
+        residual = new
+        shared = (a if variant == "natural" else plus) - new
     if rescale and np.std(a) > 0 and np.std(new) > 0:
         new = new * np.std(a, ddof=1) / np.std(new, ddof=1)
     return {
