@@ -51,10 +51,10 @@ EXPLORATORY: dict[str, tuple[str, dict[str, Any]]] = {
         )
     },
     "salt_group": ("salt", {"salt.scope": "group"}),
-    "salt_unit4": ("salt", {"salt.scope": 4}),
+    "salt_unit4": ("salt", {"salt.scope": "4"}),
     "salt_sum": ("salt", {"salt.length_normalize": False}),
     "salt_taken": ("salt", {"salt.feature": "taken_token"}),
-    "salt_taken_unit4": ("salt", {"salt.feature": "taken_token", "salt.scope": 4}),
+    "salt_taken_unit4": ("salt", {"salt.feature": "taken_token", "salt.scope": "4"}),
     "natural_group": ("natural", {"salt.variant": "natural", "salt.scope": "group"}),
     "natural_positive_rho03": ("natural_positive", {"salt.variant": "natural_positive", "salt.rho": 0.3}),
     "natural_positive_rho3": ("natural_positive", {"salt.variant": "natural_positive", "salt.rho": 3.0}),
