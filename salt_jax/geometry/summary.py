@@ -44,6 +44,9 @@ def geometry_summary(
       signal, with unit coefficients: n_eff_out = ‖Σ_g u_g‖² / Σ_g ‖u_g‖².
     - `_total`: the statistic of the whole mini-batch.
 
+    `kish_count_groups`: (Σ_g D_g)² / Σ_g D_g² with D_g = Σ_{i in g} c_i² K_ii, how many groups carry the sum of n_eff's
+    denominators. Far below their number `n_eff_in`, a mean of ratios, is mostly of groups that hardly move anything.
+
     With `reweighted`, what replaces the coefficients: also its `n_eff_after` (of the whole mini-batch), and how far
     it moved them and the update, `coefficient_distortion` and `update_deviation` (Eq. 59).
 
@@ -109,6 +112,7 @@ def geometry_summary(
             count_of(shares_BxG.reshape(m)),
         ),
     }
+    summary["kish_count_groups"] = count_of(jnp.sum(shares_BxG, axis=1))
     for scope, statistics in scopes.items():
         for name, value in zip(NAMES, statistics, strict=True):
             summary[f"{name}_{scope}"] = value

@@ -79,7 +79,7 @@ def residual_energy(rows: np.ndarray) -> float:
 
 def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray) -> dict[str, float]:
     """In, out, total from explicit features and subsets of them."""
-    means, inside = [], {"participation_ratio": [], "n_eff": [], "positive_alignment": [], "kish_count": []}
+    means, energies, inside = [], [], {"participation_ratio": [], "n_eff": [], "positive_alignment": [], "kish_count": []}
     for start in range(0, len(rows), group_size):
         members = [i for i in range(start, start + group_size) if valid[i]]
         if sum(c[i] ** 2 * np.sum(rows[i] ** 2) for i in members) == 0:
@@ -89,6 +89,7 @@ def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray)
         inside["n_eff"].append(effective_sample_size(block, c[members]))
         inside["positive_alignment"].append(positive_alignment(block))
         inside["kish_count"].append(kish_count(block, c[members]))
+        energies.append(sum(block[j, j] * c[i] ** 2 for j, i in enumerate(members)))
         means.append(update(rows[members], c[members]))
     out = {f"{name}_in": ratio(sum(values), len(values)) for name, values in inside.items()}
     between = gram(np.array(means)) if means else np.zeros((0, 0))
@@ -101,5 +102,6 @@ def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray)
         out[f"n_eff_{scope}"] = effective_sample_size(k, weights)
         out[f"positive_alignment_{scope}"] = positive_alignment(k)
         out[f"kish_count_{scope}"] = kish_count(k, weights)
+    out["kish_count_groups"] = ratio(sum(energies) ** 2, sum(energy**2 for energy in energies))
     out["update_norm"] = float(np.linalg.norm(update(rows[everyone], c[everyone])))
     return out
