@@ -70,7 +70,7 @@ def _measured(name: str, setting: Setting) -> Iterator[Any]:
     """The rows of a stage of this folder, with what they were measured on."""
     import jax  # in the stage's own process only
 
-    from experiments.accelerator import learning, numerics, speed
+    from experiments.accelerator import learning, numerics, speed, study
     from experiments.benchmarks import report
 
     if jax.default_backend() == "cpu" and not setting.tiny:
@@ -86,6 +86,7 @@ def _measured(name: str, setting: Setting) -> Iterator[Any]:
     yield from {
         "ceilings": speed.ceilings, "numerics": numerics.numerics, "step": speed.step, "geometry": speed.geometry_speed,
         "decode": speed.decode, "learning": learning.learning,
+        "study": study.study,
     }[name](setting)  # fmt: skip
     note = f"seconds, {sum(spent):.0f} s in all, some at the same time; {len(spent)} with small ones"
     yield Row("programs that compile for over a second", sum(each > 1.0 for each in spent), note=note)
@@ -100,6 +101,7 @@ STAGES = {
     "learning": Stage(functools.partial(_measured, "learning"), 25),
     # The same training under the flag that takes atomic additions out of XLA's GPU kernels.
     "deterministic": Stage(functools.partial(_measured, "learning"), 15, "--xla_gpu_deterministic_ops=true"),
+    "study": Stage(functools.partial(_measured, "study"), 60),  # last: with what is left
 }
 
 
@@ -168,7 +170,7 @@ def run(
         else:
             print(f"{name}: {share:.0f} s of {left:.0f} s", flush=True)
             known = {(of, row.what): row.value for of in records for row in records[of].rows if row.measured}
-            run_stage(name, stages[name], Setting(tiny, known), share, record, save)  # type: ignore[arg-type]
+            run_stage(name, stages[name], Setting(tiny, known, share), share, record, save)  # type: ignore[arg-type]
         if record.error:
             print(f"{name}: {record.error}", flush=True)
         save()
@@ -242,7 +244,7 @@ def main(arguments: Sequence[str] | None = None, stages: Mapping[str, Stage] = S
     save = lambda: write(options.out, records, command)
     if stages is STAGES:  # imported once, for all of them
         folder = "experiments.accelerator"
-        multiprocessing.get_context("forkserver").set_forkserver_preload([f"{folder}.numerics", f"{folder}.learning"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload([f"{folder}.numerics", f"{folder}.study"])
     run(stages, options.stages, records, budget=options.budget, tiny=options.tiny, save=save)
     save()
     found = table(records)

@@ -31,7 +31,7 @@ def learning(setting: Setting) -> Iterator[Any]:
     config.salt.enabled = False
     config.learner.length_buckets = 1  # one program
     run = training_config.parse(config)
-    task = _arithmetic(run)
+    task = arithmetic_task(run)
     run = dataclasses.replace(run, policy=dataclasses.replace(run.policy, vocab_size=task.tokenizer.vocab_size))
     train = _trainer(run, task)
     few, many = (3, 6) if setting.tiny else (20, 200)
@@ -48,7 +48,8 @@ def learning(setting: Setting) -> Iterator[Any]:
     yield Row(f"accuracy after {many} steps", accuracies[1], "", accuracies[0], at_least=True, note=note)
 
 
-def _arithmetic(run: training_config.RunConfig) -> Task:
+def arithmetic_task(run: training_config.RunConfig) -> Task:
+    """The task of configs/arithmetic.py, made in memory."""
     problems = ArithmeticProblems(**run.task_arguments)
     splits = {
         split: [Example(prompt, answer, answer, f"{split}/{i}") for i, (prompt, answer) in enumerate(found)]
@@ -57,7 +58,8 @@ def _arithmetic(run: training_config.RunConfig) -> Task:
     return Task("arithmetic", CharTokenizer(ALPHABET), splits, exact_match)
 
 
-def _padded(rows: list[list[int]], length: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+def padded(rows: list[list[int]], length: int, *, left: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask (N, length) of rows of ids, zeros left or right of them."""
     ids, mask = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
     for i, row in enumerate(rows):
         at = slice(length - len(row), length) if left else slice(len(row))
@@ -70,8 +72,8 @@ def _trainer(run: training_config.RunConfig, task: Task) -> Callable[[int], Any]
     mesh, token, size = make_mesh(), task.tokenizer, run.rollouts
     limit, new = size.max_prompt_length, run.sampling.max_new_tokens
     examples = {split: list(task.source(split)) for split in ("train", "test")}  # type: ignore[call-overload]
-    prompts = {k: _padded([token.encode(e.prompt) for e in x], limit, left=True) for k, x in examples.items()}
-    solutions = _padded([[*token.encode(e.solution), token.eos_id] for e in examples["train"]], new, left=False)
+    prompts = {k: padded([token.encode(e.prompt) for e in x], limit, left=True) for k, x in examples.items()}
+    solutions = padded([[*token.encode(e.solution), token.eos_id] for e in examples["train"]], new, left=False)
     names = ("prompt_tokens", "prompt_mask", "completion_tokens", "completion_mask")
     policy, optimizer = make_policy(run.policy, mesh), make_optimizer(run.optimizer, run.steps)
     warm = warm_start_optimizer(run)

@@ -53,10 +53,11 @@ class Row:
 
 
 class Setting(NamedTuple):
-    """What a stage is told: whether shapes are small, and the rows that have a number, by (stage, what)."""
+    """What a stage is told: whether shapes are small, rows that have a number, by (stage, what), and its seconds."""
 
     tiny: bool
     known: Mapping[tuple[str, str], float]
+    seconds: float
 
 
 def one_line(error: BaseException) -> str:

@@ -15,9 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import cli
-
-CONFIG = Path(__file__).parents[2] / "configs" / "arithmetic.py"
+from configs import arithmetic
 
 STEPS = 1200
 ROLLOUTS = 512  # a step, whatever G
@@ -156,7 +154,7 @@ def warm_config(seed: int) -> ConfigDict:
 
 
 def _changed(changes: Mapping[str, Any]) -> ConfigDict:
-    config = cli.read_config(str(CONFIG))
+    config = arithmetic.get_config()
     config.update_from_flattened_dict(dict(changes))
     return config
 

@@ -87,6 +87,29 @@ def jit_sampler(
     return put_and_generate
 
 
+def as_rollouts(
+    prompts: Array, prompt_mask: Array, samples: Samples, rewards: Array, rewarded: Array, group_size: int,
+    *, valid: Array | None = None, extra: dict[str, Array] | None = None,
+) -> RolloutBatch:  # fmt: skip
+    """The samples (N, T) of prompts (B, P) with their rewards (N,), N = B · group_size, as one pytree. Pure."""
+    n = samples.tokens.shape[0]
+
+    def spread(x: Array) -> Array:
+        return jnp.repeat(x, group_size, axis=0, total_repeat_length=n)
+
+    return RolloutBatch(
+        tokens=jnp.concatenate([spread(prompts), samples.tokens], axis=1),
+        prompt_mask=spread(prompt_mask),
+        completion_mask=samples.mask,
+        sampler_log_probs=samples.log_probs,
+        rewards=rewards,
+        rewarded=rewarded,
+        valid=jnp.ones(n, bool) if valid is None else valid,
+        truncated=samples.truncated,
+        extra=extra or {},
+    )
+
+
 def jit_assemble(mesh: Mesh, group_size: int) -> Callable[..., RolloutBatch]:
     """Jitted: (prompts, prompt_mask, samples, rewards, rewarded, lengths=None, …) -> RolloutBatch, all on the mesh.
 
@@ -100,22 +123,7 @@ def jit_assemble(mesh: Mesh, group_size: int) -> Callable[..., RolloutBatch]:
         prompts: Array, prompt_mask: Array, samples: Samples, rewards: Array, rewarded: Array,
         lengths: tuple[int, int] | None, valid: Array | None, extra: dict[str, Array],
     ) -> RolloutBatch:
-        n = samples.tokens.shape[0]
-
-        def spread(x: Array) -> Array:
-            return jnp.repeat(x, group_size, axis=0, total_repeat_length=n)
-
-        rollouts = RolloutBatch(
-            tokens=jnp.concatenate([spread(prompts), samples.tokens], axis=1),
-            prompt_mask=spread(prompt_mask),
-            completion_mask=samples.mask,
-            sampler_log_probs=samples.log_probs,
-            rewards=rewards,
-            rewarded=rewarded,
-            valid=jnp.ones(n, bool) if valid is None else valid,
-            truncated=samples.truncated,
-            extra=extra,
-        )
+        rollouts = as_rollouts(prompts, prompt_mask, samples, rewards, rewarded, group_size, valid=valid, extra=extra)
         return rollouts if lengths is None else rollouts.trimmed(*lengths)
 
     def put_and_assemble(
