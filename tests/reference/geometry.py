@@ -79,7 +79,8 @@ def residual_energy(rows: np.ndarray) -> float:
 
 def summary(rows: np.ndarray, c: np.ndarray, group_size: int, valid: np.ndarray) -> dict[str, float]:
     """In, out, total from explicit features and subsets of them."""
-    means, energies, inside = [], [], {"participation_ratio": [], "n_eff": [], "positive_alignment": [], "kish_count": []}
+    means, energies = [], []
+    inside = {"participation_ratio": [], "n_eff": [], "positive_alignment": [], "kish_count": []}
     for start in range(0, len(rows), group_size):
         members = [i for i in range(start, start + group_size) if valid[i]]
         if sum(c[i] ** 2 * np.sum(rows[i] ** 2) for i in members) == 0:
