@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from configs import arithmetic
-from experiments.study import geometry, geometry_proxy, geometry_rollouts
+from experiments.study import geometry, geometry_proxy, geometry_report, geometry_rollouts
 from experiments.study import geometry_statistics as statistics
 from salt_jax import geometry as library
 from salt_jax.policy.logprobs import completion_scores
@@ -272,6 +272,55 @@ def test_features_are_gradients_at_the_temperature_sampled_from(tmp_path: Path):
         frozen.pool(params, 61, 0.6, seed=0)
 
 
+# --- all of a pool ---
+
+
+class Counted:
+    """Stands for ``Frozen``: the features of rollout i are row i of a matrix."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self.features, self.calls = features, 0
+
+    def gram(self, params, pool, feature, rows) -> np.ndarray:
+        self.calls += 1
+        return self.features[rows] @ self.features[rows].T
+
+
+@pytest.mark.parametrize(("prompts", "calls"), [(2, 1), (8, 2)])
+def test_each_unit_has_its_own_rollouts_and_advantages(prompts, calls):
+    """Where prompts are few every G has the same rows, in another order, and one Gram matrix serves."""
+    flags, _ = geometry.arguments_of([
+        "--json=x", f"--prompts={prompts}", "--rollouts=8", "--rows=16", "--batches=1", "--groups=2,8",
+        "--permutations=3", "--proxy_group=8", "--proxy_rows=8,16",
+    ])  # fmt: skip
+    rng = np.random.default_rng(3)
+    rewards = rng.integers(0, 2, prompts * 8).astype(np.float32)
+    frozen = Counted(rng.standard_normal((prompts * 8, 5)))
+    rollouts = type("Rollouts", (), {"rewards": rewards})
+    pool = geometry_rollouts.Pool(rollouts, np.zeros(0), np.zeros(0), 1.0, {})
+    cells, proxy = geometry.of_pool(frozen, None, pool, ["score_mean", "all"], flags)
+    assert frozen.calls == 2 * calls
+    assert {tuple(row) for row in cells} == {tuple(cells[0])}
+    assert set(cells[0]) | {"step", "temperature"} == set(geometry.CELLS)
+    assert set(proxy[0]) | {"step", "temperature"} == set(geometry.PROXIES)
+    for group in (2, 8):
+        rows = geometry_rollouts.deal(0, prompts=prompts, rollouts=8, group=group, rows=16)
+        a = geometry.advantages(rewards[rows].astype(float))
+        updates = np.einsum("bg,bgd->bd", a, frozen.features[rows])
+        squares = np.einsum("bg,bgd->b", a**2, frozen.features[rows] ** 2)
+        of = {row["scope"]: row for row in cells if row["group"] == group and row["feature"] == "all"}
+        assert of["group"]["ratio"] == pytest.approx(np.sum(updates**2) / squares.sum(), rel=1e-9)
+        assert of["mini_batch"]["ratio"] == pytest.approx(np.sum(updates.sum(0) ** 2) / squares.sum(), rel=1e-9)
+        assert of["mini_batch"]["units"] == 1
+        assert of["rows_4"]["units"] == 4
+        out = np.sum(updates.sum(0) ** 2) / np.sum(updates**2)
+        assert of["mini_batch"]["out"] == pytest.approx(out, rel=1e-9)
+        assert of["group"]["out"] is None
+    measured = [row for row in proxy if row["against"] == "measured"]  # a feature against itself
+    assert [(row["rows"], row["batches"]) for row in measured] == [(8, 2), (16, 1)]
+    assert all(row["spearman"] == pytest.approx(1) and row["overlap"] == pytest.approx(1) for row in measured)
+
+
 # --- the command ---
 
 
@@ -331,3 +380,40 @@ def test_the_file_holds_a_line_for_each_row():
     assert read["date"] == "today"
     assert dict(zip(read["cells"]["columns"], read["cells"]["rows"][1], strict=True)) == row | {"ratio": 0.12346}
     assert sum(line.startswith("[3,") for line in text.splitlines()) == 2
+
+
+# --- its report ---
+
+
+def result_file(path: Path) -> Path:
+    row = dict.fromkeys(geometry.CELLS) | {"step": 3, "temperature": 1.0, "feature": "score_sum", "group": 2}
+    row["mu2"] = -0.1
+    cells = [row | {"scope": scope, "ratio": 1.25, "prompt_ratio": 1.0} for scope in ("mini_batch", "group", "rows_4")]
+    cells += [one | {"group": 16, "ratio": 4.5, "mu2": 0.25, "mu2_se": 0.01} for one in cells]
+    policy = dict.fromkeys(geometry.POLICIES, 0.5) | {"step": 3, "temperature": 1.0}
+    proxy = dict.fromkeys(geometry.PROXIES) | {"step": 3, "temperature": 1.0, "reference": "all", "rows": 64,
+                                               "against": "noise", "overlap": 0.125}  # fmt: skip
+    about = {"commit": "abcdef0123", "date": "2026-01-02T", "source": {"task": "arithmetic", "run": "grpo"}}
+    path.write_text(geometry.text_of(about, {"policies": [policy], "cells": cells, "proxy": [proxy]}))
+    return path
+
+
+def test_tables_and_plot_say_what_the_file_says(tmp_path, capsys):
+    png = tmp_path / "n_eff.png"
+    assert geometry_report.main([str(result_file(tmp_path / "a.json")), f"--plot={png}"]) == 0
+    text = capsys.readouterr().out
+    assert "### arithmetic, step 3, temperature 1" in text
+    assert "| score, sum | 0.250 ± 0.010 | 1.25 (–) | 4.50 (–) | 1.00 (–) | – |" in text
+    assert "commit abcdef0, 2026-01-02" in text
+    assert text.count("| score, sum | 4 rows |") == 1  # at G = 16 alone
+    assert "| all parameters | 64 | noise | – | – | – | 0.12 | – | – / – | – |" in text
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"policies": 3}', '{"policies": {"columns": ["a"], "rows": [[]]}}'])
+def test_what_is_no_result_is_refused_in_one_line(text, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(text)
+    assert geometry_report.main([str(tmp_path / "a.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / 'a.json'} is no result of")
+    assert error.count("\n") == 1
