@@ -162,7 +162,7 @@ def plot(path: Path, results: Sequence[dict[str, Any]]) -> None:
                 lines.append(figures.Line("", x, [cell["prompt_ratio"] for cell in cells], i, dashed=True))
         panel = figures.Panel(name.replace(", temperature", "\ntemperature"), "G", "n_eff", lines, floor=0.02)
         rows.setdefault(row["temperature"], []).append(panel)
-    caption = "Unit: group; ΣN / ΣD. Dotted: rewards permuted among the rollouts of their prompt, 1 − ‖μ‖²/E‖s‖²."
+    caption = "ΣN / ΣD over groups. Dotted: the same with rewards permuted."
     figures.draw(path, "n_eff of a group against its size", [rows[t] for t in sorted(rows, reverse=True)], caption)
 
 
