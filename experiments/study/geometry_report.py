@@ -2,8 +2,9 @@
 
     python -m experiments.study.geometry_report FILE [FILE ...] [--plot=PNG]
 
-For each policy and temperature: n_eff by feature and G where the unit is a group; what SALT makes of each unit at one
-G; the LM head against larger features, with its nulls. Wrong input is one line and exit status 2.
+For each policy and temperature: n_eff by feature and G where the unit is a group, and where it is the mini-batch; what
+SALT makes of each unit at one G; the LM head against larger features, with its nulls. Wrong input is one line and exit
+status 2.
 """
 
 from __future__ import annotations
@@ -78,20 +79,34 @@ def picked(rows: Sequence[Row], **values: Any) -> list[Row]:
 
 
 def falling(cells: Sequence[Row]) -> str:
-    """n_eff of a group by feature and G, ratio of means (mean of ratios), beside the common mean and a null."""
+    """n_eff of a group by feature and G: ratio of means (mean of ratios).
+
+    Beside it the common mean, and the null of rewards permuted among the rollouts of their prompt.
+    """
     groups = sorted({row["group"] for row in cells})
-    largest, rows = groups[-1], []
+    least, largest, rows = groups[0], groups[-1], []
     for feature in dict.fromkeys(row["feature"] for row in cells):
         by_group = {row["group"]: row for row in picked(cells, feature=feature, scope="group")}
         last = by_group[largest]
         found = [f"{number(by_group[g]['ratio'])} ({number(by_group[g]['mean'])})" for g in groups]
         error = None if last["mu2_se"] is None else f"{last['mu2_se']:.3f}"
         common = f"{last['mu2']:.3f}".replace("-", "−") + (f" ± {error}" if error else "")
-        null = f"{number(last['prompt_ratio'])} ({number(last['prompt_mean'])})"
-        rows.append([SAID[feature], common, *found, null, number(last["kish"])])
-    header = ["feature", "‖μ‖²/E‖s‖²", *[f"G = {g}" for g in groups], f"permuted, G = {largest}",
-              f"Kish's count, G = {largest}"]  # fmt: skip
+        nulls = [f"{number(one['prompt_ratio'])} ({number(one['prompt_mean'])})" for one in (by_group[least], last)]
+        rows.append([SAID[feature], common, *found, *nulls, number(last["kish"])])
+    header = ["feature", "‖μ‖²/E‖s‖²", *[f"G = {g}" for g in groups], f"permuted, G = {least}",
+              f"permuted, G = {largest}", f"Kish's count, G = {largest}"]  # fmt: skip
     return table(header, rows)
+
+
+def whole(cells: Sequence[Row]) -> str:
+    """Where the unit is the mini-batch, by feature and G: its n_eff (total), SALT's α, n_eff of the groups' updates."""
+    groups = sorted({row["group"] for row in cells})
+    rows = []
+    for feature in dict.fromkeys(row["feature"] for row in cells):
+        by_group = {row["group"]: row for row in picked(cells, feature=feature, scope="mini_batch")}
+        shown = [[number(by_group[g][name]) for name in ("ratio", "alpha", "out")] for g in groups]
+        rows.append([SAID[feature], *[" · ".join(three) for three in shown]])
+    return table(["total · α · out", *[f"G = {g}" for g in groups]], rows)
 
 
 def units(cells: Sequence[Row], group: int) -> str:
@@ -139,7 +154,7 @@ def report(results: Sequence[dict[str, Any]]) -> str:
             f"### {name}",
             f"Mean reward {row['reward']:.3f}, entropy {row['entropy']:.2f} nats a token, {row['tokens']:.1f} tokens, "
             f"{row['truncated']:.1%} cut off; commit {str(result['commit'])[:7]}, {result['date'][:10]}.",
-            falling(cells), units(cells, 16 if picked(cells, group=16) else cells[0]["group"]),
+            falling(cells), whole(cells), units(cells, 16 if picked(cells, group=16) else cells[0]["group"]),
         ]  # fmt: skip
         if proxy := picked(result["proxy"], **at):
             text.append(proxies(proxy))

@@ -388,8 +388,9 @@ def test_the_file_holds_a_line_for_each_row():
 def result_file(path: Path) -> Path:
     row = dict.fromkeys(geometry.CELLS) | {"step": 3, "temperature": 1.0, "feature": "score_sum", "group": 2}
     row["mu2"] = -0.1
-    cells = [row | {"scope": scope, "ratio": 1.25, "prompt_ratio": 1.0} for scope in ("mini_batch", "group", "rows_4")]
-    cells += [one | {"group": 16, "ratio": 4.5, "mu2": 0.25, "mu2_se": 0.01} for one in cells]
+    row |= {"ratio": 1.25, "prompt_ratio": 0.75}
+    cells = [row | {"scope": scope} for scope in ("mini_batch", "group", "rows_4")]
+    cells += [one | {"group": 16, "ratio": 4.5, "prompt_ratio": 1.0, "mu2": 0.25, "mu2_se": 0.01} for one in cells]
     policy = dict.fromkeys(geometry.POLICIES, 0.5) | {"step": 3, "temperature": 1.0}
     proxy = dict.fromkeys(geometry.PROXIES) | {"step": 3, "temperature": 1.0, "reference": "all", "rows": 64,
                                                "against": "noise", "overlap": 0.125}  # fmt: skip
@@ -403,7 +404,8 @@ def test_tables_and_plot_say_what_the_file_says(tmp_path, capsys):
     assert geometry_report.main([str(result_file(tmp_path / "a.json")), f"--plot={png}"]) == 0
     text = capsys.readouterr().out
     assert "### arithmetic, step 3, temperature 1" in text
-    assert "| score, sum | 0.250 ± 0.010 | 1.25 (–) | 4.50 (–) | 1.00 (–) | – |" in text
+    assert "| score, sum | 0.250 ± 0.010 | 1.25 (–) | 4.50 (–) | 0.75 (–) | 1.00 (–) | – |" in text
+    assert "| score, sum | 1.25 · – · – | 4.50 · – · – |" in text
     assert "commit abcdef0, 2026-01-02" in text
     assert text.count("| score, sum | 4 rows |") == 1  # at G = 16 alone
     assert "| all parameters | 64 | noise | – | – | – | 0.12 | – | – / – | – |" in text
