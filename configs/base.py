@@ -1,7 +1,7 @@
 """Every key there is, with its unit and its default. A run's own file changes what it needs.
 
 This file is data: it imports nothing from salt_jax, and each key is explained where it stands. Types and
-allowed values are checked by salt_jax/training/config.py before anything compiles.
+allowed values are checked by salt_jax/run/config.py before anything compiles.
 """
 
 from ml_collections import config_dict
@@ -67,9 +67,9 @@ def get_config() -> config_dict.ConfigDict:
     c.sampling.cache_dtype = "compute"  # of keys and values: policy.compute_dtype, or 'bfloat16'
     c.sampling.wave_mib = config_dict.placeholder(int)  # MiB a device for caches and logits; None: all rollouts at once
 
-    # How the rollouts of a step come to be (salt_jax.training.collect). What a method does not read keeps its default.
+    # How the rollouts of a step come to be (salt_jax.collect). What a method does not read keeps its default.
     c.collection = config_dict.ConfigDict()
-    c.collection.method = "plain"  # a key of salt_jax.training.collect.COLLECTORS
+    c.collection.method = "plain"  # a key of salt_jax.collect.COLLECTORS
     c.collection.clusters = ""  # classes of completions ('darling'): 'text', 'answer', 'package.module:function'
     c.collection.segments = ""  # 'newline': list items of a completion, for 'rank_grpo' and macro-actions
     c.collection.max_batches = 10  # generation batches a step at most ('dynamic')

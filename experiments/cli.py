@@ -14,15 +14,15 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from experiments import overrides
+from salt_jax.collect import CollectionError
+from salt_jax.distributed import hosts
 from salt_jax.graders import GraderError
+from salt_jax.run.checkpoint import CheckpointError
+from salt_jax.run.guards import DivergenceError, NonFiniteError
+from salt_jax.run.preemption import Interrupted
+from salt_jax.run.workdir import StorageError
+from salt_jax.spec import ConfigError
 from salt_jax.tasks.paths import expanded
-from salt_jax.training import hosts
-from salt_jax.training.checkpoint import CheckpointError
-from salt_jax.training.collect import CollectionError
-from salt_jax.training.config import ConfigError
-from salt_jax.training.guards import DivergenceError, NonFiniteError
-from salt_jax.training.preemption import Interrupted
-from salt_jax.training.workdir import StorageError
 
 BAD_INPUT = 2  # wrong input: nothing was compiled, nothing written
 STOPPED = 1  # the run stopped itself; its one line names the step, what happened and the last good checkpoint

@@ -17,12 +17,13 @@ from rich.console import Console
 
 from experiments import cli, plot
 from experiments.train import ALLOW
-from salt_jax.training import hosts
-from salt_jax.training.config import ConfigError, parse
-from salt_jax.training.loop import train
-from salt_jax.training.provenance import made_from
-from salt_jax.training.setup import check, may_change
-from salt_jax.training.workdir import check_workdir
+from salt_jax.distributed import hosts
+from salt_jax.run.config import parse
+from salt_jax.run.loop import train
+from salt_jax.run.provenance import made_from
+from salt_jax.run.setup import check, may_change
+from salt_jax.run.workdir import check_workdir
+from salt_jax.spec import ConfigError
 
 ARMS = {"grpo": False, "salt": True}  # folder -> config.salt.enabled
 

@@ -22,8 +22,8 @@ from absl import flags
 from rich.console import Console
 
 from experiments import cli, scores
-from salt_jax.policy import run_steps
-from salt_jax.training.settings import ConfigError
+from salt_jax.models import run_steps
+from salt_jax.spec import ConfigError
 
 RUN = cli.define_path("run", "Folder of the run whose checkpoint is evaluated.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Which checkpoint of --run: newest (the default), best or a step.")
@@ -56,9 +56,9 @@ def main() -> None:
     made_from: dict[str, Any] = {}
 
     # only now: a flag that is wrong should not wait for what sampling imports
-    from salt_jax.training import hosts
-    from salt_jax.training.judging import evaluate_run
-    from salt_jax.training.setup import final_step
+    from salt_jax.distributed import hosts
+    from salt_jax.run.judging import evaluate_run
+    from salt_jax.run.setup import final_step
 
     began = time.perf_counter()
     warn = functools.partial(console.print, markup=False, soft_wrap=True)

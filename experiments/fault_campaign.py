@@ -30,8 +30,8 @@ from rich.table import Table
 from experiments import cli
 from experiments.fault_kinds import KINDS, LIMIT, Place, SmallDisk
 from experiments.fault_runs import Ended, Started, differences, fork_server, lost
-from salt_jax.training.config import ConfigError
-from salt_jax.training.workdir import write_atomically
+from salt_jax.run.workdir import write_atomically
+from salt_jax.spec import ConfigError
 
 TRIALS = flags.DEFINE_integer("trials", 20, "Faults to inject.", lower_bound=1)
 KINDS_FLAG = flags.DEFINE_list("kinds", ["kill"], f"Out of {', '.join(KINDS)}, full_disk; they take turns.")

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from salt_jax.policy.integrity import newest_sound
+from salt_jax.models.integrity import newest_sound
 
 TIMINGS = {"seconds", "tokens_per_second", "grading_seconds"}  # of a record; the only part that may differ
 TRACEBACK = "Traceback (most recent call last)"

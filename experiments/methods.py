@@ -15,6 +15,8 @@ from typing import NamedTuple
 from absl import app, flags
 
 from configs.methods import METHODS as FORMS
+from salt_jax.collect import COLLECTORS
+from salt_jax.learner.settings import CollectionConfig
 from salt_jax.objective import (
     AGGREGATIONS,
     ESTIMATORS,
@@ -27,8 +29,6 @@ from salt_jax.objective import (
 from salt_jax.objective.composition import readers
 from salt_jax.objective.importance import MODES
 from salt_jax.tasks.paths import expanded
-from salt_jax.training.collect import COLLECTORS
-from salt_jax.training.settings import CollectionConfig
 
 WRITE = flags.DEFINE_string("write", None, "the page to write; prints it where absent")
 
@@ -268,7 +268,7 @@ ARRAYS_ONLY = """\
 Functions on arrays without a place in a configuration: the unified estimator and HPT's whole loss
 (`objective.hpt`), CoPG's and GTPO's whole losses, Rank-GRPO's length shaping and its paper's mean over ranks
 (`objective.rank_grpo`), macro-actions of random length or by perplexity, their rewards and discounts
-(`objective.macro_actions`). Which prompts and how many rollouts: `salt_jax.allocation`. Which data:
+(`objective.macro_actions`). Which prompts and how many rollouts: `salt_jax.collect.allocation`. Which data:
 [selection.md](selection.md)."""
 CLOSING = """\
 ## What a configuration refuses, and why

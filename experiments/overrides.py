@@ -10,9 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from salt_jax.run.config import unknown_key
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import TASKS
 from salt_jax.tasks.paths import expanded
-from salt_jax.training.config import ConfigError, unknown_key
 
 _KEY = re.compile(r"--?(no)?config\.(.*)", re.DOTALL)
 BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}

@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator
 
 from experiments.arguments import local_path
 from experiments.runs import Run, how_judged, load, print_table, series, smooth, smoothing_width, summarize
-from salt_jax.training.settings import ConfigError
+from salt_jax.spec import ConfigError
 
 __all__ = ["draw", "geometry_figure", "load", "main", "print_table", "reward_figure"]
 

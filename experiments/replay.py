@@ -27,19 +27,20 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from experiments.arguments import local_path
+from salt_jax.distributed.sharding import batch_sharding, layout, make_mesh, path_of, tree_shardings
+from salt_jax.learner.harvest import harvest
+from salt_jax.learner.reweighting import first_basis
+from salt_jax.learner.settings import RunConfig
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step
+from salt_jax.learner.weighing import Batch, with_advantages
 from salt_jax.rollout import RolloutBatch
+from salt_jax.run import provenance, setup
+from salt_jax.run.config import parse
+from salt_jax.run.dumps import Dump, read_dump, restore_state
+from salt_jax.run.guards import not_finite
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import Tokenizer
-from salt_jax.training import provenance, setup
-from salt_jax.training.config import parse
-from salt_jax.training.dumps import Dump, read_dump, restore_state
-from salt_jax.training.guards import not_finite
-from salt_jax.training.harvest import harvest
-from salt_jax.training.reweighting import first_basis
-from salt_jax.training.settings import ConfigError, RunConfig
-from salt_jax.training.sharding import batch_sharding, layout, make_mesh, path_of, tree_shardings
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step
-from salt_jax.training.weighing import Batch, with_advantages
 
 BAD_INPUT = 2
 SHOWN_TEXT = 80  # characters of a completion

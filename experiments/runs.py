@@ -18,8 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from salt_jax.training import workdir
-from salt_jax.training.settings import ConfigError
+from salt_jax.run import workdir
+from salt_jax.spec import ConfigError
 
 Array = np.ndarray
 Series = tuple[Array, Array]

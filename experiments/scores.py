@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from salt_jax.evaluate import (
+from salt_jax.evaluation.evaluate import (
     Comparison,
     Estimate,
     Evaluation,
@@ -23,10 +23,10 @@ from salt_jax.evaluate import (
     summarize,
     write_problems,
 )
-from salt_jax.evaluate_scores import powers_of_two
-from salt_jax.training import workdir
-from salt_jax.training.identity import Identity, differences
-from salt_jax.training.workdir import ConfigError
+from salt_jax.evaluation.scores import powers_of_two
+from salt_jax.run import workdir
+from salt_jax.run.identity import Identity, differences
+from salt_jax.spec import ConfigError
 
 PROBLEMS = "problems.jsonl"  # one JSON object a problem, with every completion
 EVALUATION = "evaluation.json"  # the numbers of the table, and the configuration; written last

@@ -33,10 +33,11 @@ from experiments.cli import BAD_INPUT, INTERRUPTED
 from experiments.select_proxy import FEATURES, Proxy
 from experiments.select_rows import encode, read_items
 from salt_jax import selection
-from salt_jax.policy.hf import open_checkpoint
+from salt_jax.models.hf import open_checkpoint
+from salt_jax.run import setup
+from salt_jax.run.workdir import CONFIG, write_atomically
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import Tokenizer
-from salt_jax.training import setup
-from salt_jax.training.workdir import CONFIG, ConfigError, write_atomically
 
 METHODS = ("spice", "vendi", "gvendi", "greats", "less")
 NEED_VALIDATION = ("greats", "less")

@@ -12,8 +12,8 @@ from flax import nnx
 
 from experiments.select_rows import Encoded
 from salt_jax import geometry, vocab
+from salt_jax.learner.state import make_policy
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.training.state import make_policy
 
 # Gradients of the output head, exact or sketched, or of some parameters; or no gradient, but the mean hidden state.
 FEATURES = ("lm_head", "lm_head_sketch", "per_rollout", "hidden")

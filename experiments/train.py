@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import cli, plot
-from salt_jax.training import hosts
-from salt_jax.training.loop import train
-from salt_jax.training.preemption import watching
+from salt_jax.distributed import hosts
+from salt_jax.run.loop import train
+from salt_jax.run.preemption import watching
 
 ALLOW = flags.DEFINE_list(
     "allow", [], "What a resumed run may be made from though it is not as it was, by name: task.train,grader."

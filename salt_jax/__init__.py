@@ -7,4 +7,8 @@ Three rooms take arrays and return arrays, and are usable alone from any JAX tra
 Importing the package itself loads nothing: each room is imported where it is used.
 """
 
+from salt_jax import _moved
+
 __version__ = "0.1.0.dev0"
+
+_moved.install()

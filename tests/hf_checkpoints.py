@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from salt_jax.policy.hf_config import write_config
-from salt_jax.policy.hf_tensors import expected_shapes
+from salt_jax.learner.state import make_policy
+from salt_jax.models.hf_config import write_config
+from salt_jax.models.hf_tensors import expected_shapes
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.training.state import make_policy
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip

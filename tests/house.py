@@ -9,20 +9,21 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# The five floors of the architecture: an import goes to a lower floor, or stays on its floor without a circle.
+# The rooms from below: an import goes to a lower floor, or stays on its floor without a circle.
 FLOORS = {
-    "graders": 1, "tasks": 1, "rollout": 1, "geometry": 1, "vocab": 1, "layout": 1, "products": 1,
-    "policy": 2, "salt": 2, "selection": 2, "allocation": 2,
-    "evaluate": 3, "objective": 3,
-    "training": 4,
-    "experiments": 5,
+    room: floor
+    for floor, rooms in enumerate([
+        "rollout spec products distributed _moved", "graders", "tasks vocab", "geometry objective",
+        "salt policy selection", "models evaluation", "learner", "collect", "run", "experiments",
+    ], start=1)
+    for room in rooms.split()
 }  # fmt: skip
 
-# What the floors alone would allow.
+# What the floors alone would allow: rooms that take arrays and return arrays.
 FORBIDDEN = {
-    "geometry": {"policy", "tasks", "training", "rollout"},
-    "salt": {"policy", "tasks", "training", "rollout"},
-    "objective": {"tasks"},
+    "geometry": {"tasks", "graders", "rollout"},
+    "salt": {"tasks", "graders", "rollout", "policy"},
+    "objective": {"tasks", "graders"},
 }
 HEAVY = ("tensorflow", "torch", "keras")
 # The one file that times torch itself, as a script of its own (extra `bench`); nothing may import torch through it.
@@ -35,7 +36,7 @@ NETWORK = {
     "socketserver", "telnetlib", "urllib", "urllib3", "websockets", "xmlrpc",
 }  # fmt: skip
 # The name of this machine in a lock file; whether the coordinator of a run on many hosts answers.
-NETWORK_ALLOWED = {"salt_jax.training.lock": {"socket"}, "salt_jax.training.hosts_start": {"socket"}}
+NETWORK_ALLOWED = {"salt_jax.run.lock": {"socket"}, "salt_jax.distributed.hosts_start": {"socket"}}
 # The one file that executes text, in a confined process of its own: programs that are graded.
 UNSAFE_ALLOWED = {"salt_jax.graders.program": {"exec", "compile"}}
 UNSAFE_ATTRIBUTES = {
@@ -46,9 +47,9 @@ UNSAFE_ATTRIBUTES = {
 UNSAFE_METHODS = {"extractall"}  # of archives: a member's name can lead anywhere
 UNSAFE_ARGUMENTS = {"allow_pickle", "shell", "trust_remote_code"}
 NEEDED_ARGUMENTS = {"from_pretrained": {"local_files_only": True, "trust_remote_code": False}}
-# What makes code of a text: the import path of a grader, the verifier of a mixture, the file of --config.
+# What makes code of a text: the import path of a grader, the verifier of a mixture, the file of --config, old names.
 BY_NAME = {"importlib.import_module", "runpy.run_path", "runpy.run_module"}
-BY_NAME_ALLOWED = {"salt_jax.graders.verdict", "salt_jax.tasks.mixture", "experiments.cli"}
+BY_NAME_ALLOWED = {"salt_jax._moved", "salt_jax.graders.verdict", "salt_jax.tasks.mixture", "experiments.cli"}
 
 Sources = Mapping[str, str]  # dotted module name → text; a package goes by its own name
 
@@ -98,8 +99,7 @@ def room(module: str) -> str | None:
         return first
     if first != "salt_jax" or not rest:
         return None
-    name = rest.partition(".")[0]
-    return name.partition("_")[0] if name.startswith(("salt_", "vocab_", "evaluate_")) else name
+    return rest.partition(".")[0]
 
 
 def circles(edges: Mapping[str, set[str]]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers
 import transformers
 
-from salt_jax.policy.hf import export
+from salt_jax.models.hf import export
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer
 from tests.training_setup import policy_and_params

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from salt_jax.training.config import parse
+from salt_jax.run.config import parse
 
 FORMS = {
     "arithmetic": ("full", "small"),

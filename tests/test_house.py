@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -17,6 +18,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from salt_jax import _moved
 from tests import house
 from tests.house import REPOSITORY
 
@@ -49,18 +51,18 @@ def test_imports_go_down():
 @pytest.mark.parametrize(
     ("sources", "complaint"),
     [
-        ({"salt_jax.tasks.task": "from salt_jax.policy import sampler"}, "(floor 1) imports salt_jax.policy"),
-        ({"salt_jax.objective.losses": "from salt_jax import training"}, "(floor 3) imports salt_jax.training"),
-        ({"salt_jax.rollout": "def f():\n    import salt_jax.evaluate"}, "(floor 1) imports salt_jax.evaluate"),
-        ({"salt_jax.training.step": "from experiments import train"}, "(floor 4) imports experiments"),
+        ({"salt_jax.tasks.task": "from salt_jax.policy import sampler"}, "(floor 3) imports salt_jax.policy"),
+        ({"salt_jax.objective.losses": "from salt_jax import learner"}, "(floor 4) imports salt_jax.learner"),
+        ({"salt_jax.rollout": "def f():\n    import salt_jax.evaluation.scores"}, "imports salt_jax.evaluation.scores"),
+        ({"salt_jax.learner.step": "from experiments import train"}, "(floor 7) imports experiments"),
         ({"salt_jax.objective.kl": "from salt_jax.tasks.task import Task"}, "objective knows nothing of tasks"),
         ({"salt_jax.salt": "from salt_jax.policy import logprobs"}, "salt knows nothing of policy"),
-        ({"salt_jax.salt_controls": "from salt_jax.rollout import RolloutBatch"}, "salt knows nothing of rollout"),
+        ({"salt_jax.salt.variants": "from salt_jax.rollout import RolloutBatch"}, "salt knows nothing of rollout"),
         ({"salt_jax.geometry.gram": "from ..tasks import task"}, "geometry knows nothing of tasks"),
         ({"salt_jax.geometry": "from .. import tasks", "salt_jax.geometry.a": ""}, "geometry knows nothing of tasks"),
         ({"configs.arithmetic": "from salt_jax import salt"}, "configs are data only"),
-        ({"salt_jax.training.loop": "from configs import base"}, "salt_jax.training.loop imports configs"),
-        ({"salt_jax.evaluate": "from tests import reference"}, "salt_jax.evaluate imports tests"),
+        ({"salt_jax.run.loop": "from configs import base"}, "salt_jax.run.loop imports configs"),
+        ({"salt_jax.evaluation.evaluate": "from tests import reference"}, "salt_jax.evaluation.evaluate imports tests"),
         ({"salt_jax.cellar": ""}, "cellar has no floor"),
         (
             {"salt_jax.tasks": "from salt_jax import rollout", "salt_jax.rollout": "from salt_jax.tasks import task"},
@@ -83,11 +85,24 @@ def test_right_imports_are_not_caught():
         "salt_jax.geometry.gram": "from salt_jax.vocab import stream",
         "salt_jax.geometry.spectrum": "from . import gram",
         "salt_jax.salt": "from salt_jax import geometry",
-        "salt_jax.training.step": "from salt_jax import salt, geometry\nfrom salt_jax.objective import losses",
-        "experiments.train": "from salt_jax.training import loop\nfrom configs import arithmetic",
+        "salt_jax.learner.step": "from salt_jax import salt, geometry\nfrom salt_jax.objective import losses",
+        "experiments.train": "from salt_jax.run import loop\nfrom configs import arithmetic",
         "configs.arithmetic": "import ml_collections\nfrom configs import base",
     }
     assert house.import_complaints(sources) == []
+
+
+def test_old_names_lead_to_the_new_places_and_say_so():
+    for old, new in _moved.MOVED.items():
+        sys.modules.pop(old, None)
+        with pytest.warns(DeprecationWarning, match=f"^{old} is {new} now; the old name goes with salt-jax 0.3$"):
+            alias = importlib.import_module(old)
+        real = importlib.import_module(new)
+        assert vars(real).keys() <= set(dir(alias))
+        assert all(getattr(alias, name) is value for name, value in vars(real).items() if not name.startswith("__"))
+    assert importlib.util.find_spec("salt_jax.policy.hf").loader.get_code("salt_jax.policy.hf")  # python -m
+    with pytest.raises(ModuleNotFoundError, match="salt_jax.policy.cellar"):
+        importlib.import_module("salt_jax.policy.cellar")
 
 
 def test_no_tensorflow_and_no_torch_in_the_text():
@@ -163,7 +178,7 @@ def test_unsafe_text_is_caught(text):
 
 def test_what_is_allowed_in_one_place_is_not_in_another():
     for module, text in (
-        ("salt_jax.training.lock", "import socket"), ("experiments.cli", "runpy.run_path(path)"),
+        ("salt_jax.run.lock", "import socket"), ("experiments.cli", "runpy.run_path(path)"),
         ("salt_jax.graders.verdict", "importlib.import_module(name)"), ("salt_jax.graders.program", "exec(text)"),
     ):
         assert house.unsafe_complaints({module: text}) == []

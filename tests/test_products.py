@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from salt_jax.learner.reweighting import first_basis
 from salt_jax.policy.sampler import sample
-from salt_jax.training.reweighting import first_basis
 from tests import training_setup as setup
 from tests.reference.jaxpr import equations
 

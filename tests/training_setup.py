@@ -20,14 +20,14 @@ import optax
 from flax import nnx
 
 from configs import base
+from salt_jax.learner import state as state_lib
+from salt_jax.learner import step as step_lib
+from salt_jax.learner.reweighting import first_basis
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import sample
 from salt_jax.policy.transformer import Decoder
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training import state as state_lib
-from salt_jax.training import step as step_lib
-from salt_jax.training.config import RunConfig, parse
-from salt_jax.training.reweighting import first_basis
+from salt_jax.run.config import RunConfig, parse
 
 VOCAB, PAD, STOP = 12, 0, 2
 FAST_COMPILE = {"xla_backend_optimization_level": 0}

@@ -22,9 +22,9 @@ from flax import nnx
 from experiments.accelerator import reference
 from experiments.accelerator.measuring import policy_of
 from experiments.accelerator.rows import Setting
+from salt_jax.learner.state import init_params, make_policy
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig, sample
-from salt_jax.training.state import init_params, make_policy
 
 FILE = Path(__file__).with_name("reference.npz")
 GROUP = 2

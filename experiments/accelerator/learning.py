@@ -14,15 +14,15 @@ import numpy as np
 
 from configs import arithmetic
 from experiments.accelerator.rows import Row, Setting
+from salt_jax.collect import generation
+from salt_jax.distributed.sharding import make_mesh, tree_shardings
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step, sampling_key
+from salt_jax.learner.warm_start import jit_warm_start_step, warm_start_optimizer
+from salt_jax.run import config as training_config
 from salt_jax.tasks import CharTokenizer, Example, Task, exact_match
 from salt_jax.tasks.arithmetic import ALPHABET
 from salt_jax.tasks.arithmetic_problems import ArithmeticProblems
-from salt_jax.training import config as training_config
-from salt_jax.training import generation
-from salt_jax.training.sharding import make_mesh, tree_shardings
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step, sampling_key
-from salt_jax.training.warm_start import jit_warm_start_step, warm_start_optimizer
 
 
 def learning(setting: Setting) -> Iterator[Any]:

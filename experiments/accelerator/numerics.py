@@ -16,9 +16,9 @@ from experiments.accelerator.held import ADVANTAGES, GROUP, Inputs, held, leaves
 from experiments.accelerator.measuring import Program, compile_together, failed, fused
 from experiments.accelerator.rows import Row, Setting
 from salt_jax import geometry, salt
+from salt_jax.learner.state import make_policy
 from salt_jax.policy.logprobs import completion_scores
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training.state import make_policy
 
 # Bounds, with their reasons. u is the rounding of one number: 2^-24 in float32, 2^-9 in bfloat16. With TF32, 2^-11,
 # a GPU would miss those of float32.

@@ -37,12 +37,12 @@ from experiments.benchmarks.salt_overhead import (
 )
 from experiments.benchmarks.tpu_aot import memory
 from salt_jax import geometry, salt, vocab
+from salt_jax.distributed.sharding import make_mesh, tree_shardings
+from salt_jax.learner.reweighting import first_basis
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step
 from salt_jax.policy.sampler import SamplingConfig, sample
-from salt_jax.training import config as training_config
-from salt_jax.training.reweighting import first_basis
-from salt_jax.training.sharding import make_mesh, tree_shardings
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step
+from salt_jax.run import config as training_config
 
 STEP_AIMS = {"exact": 1.08, "sketch": 1.03}  # over SALT off
 MINIBATCHES = (256, 64, 1024)  # m, the one with an aim first

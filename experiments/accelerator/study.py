@@ -22,12 +22,12 @@ from experiments.accelerator.learning import arithmetic_task, padded
 from experiments.accelerator.measuring import compile_together
 from experiments.accelerator.rows import Row, Setting
 from experiments.study import plan
+from salt_jax.collect.generation import as_rollouts
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import sampling_key, train_step
+from salt_jax.learner.warm_start import warm_start_optimizer, warm_start_step
 from salt_jax.policy.sampler import sample
-from salt_jax.training import config as training_config
-from salt_jax.training.generation import as_rollouts
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import sampling_key, train_step
-from salt_jax.training.warm_start import warm_start_optimizer, warm_start_step
+from salt_jax.run import config as training_config
 
 Array = jax.Array
 # Without the arms that need a whole eigendecomposition in every step of every seed, and without the null.

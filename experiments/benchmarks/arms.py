@@ -17,16 +17,16 @@ import jax
 from ml_collections import config_dict
 
 from experiments.benchmarks import report
+from salt_jax.collect import generation
+from salt_jax.distributed.sharding import make_mesh, tree_shardings
+from salt_jax.learner.reweighting import first_basis
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step, sampling_key
+from salt_jax.learner.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
 from salt_jax.rollout import RolloutBatch
+from salt_jax.run import config as training_config
+from salt_jax.run.setup import make_task, make_tokenizer
 from salt_jax.tasks import prompt_batches
-from salt_jax.training import config as training_config
-from salt_jax.training import generation
-from salt_jax.training.reweighting import first_basis
-from salt_jax.training.setup import make_task, make_tokenizer
-from salt_jax.training.sharding import make_mesh, tree_shardings
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step, sampling_key
-from salt_jax.training.warm_start import jit_warm_start_step, warm_start_batches, warm_start_optimizer
 
 PARTS = ("sample", "reward", "update", "step")
 
@@ -101,7 +101,7 @@ def medians(arms: Mapping[str, Arm]) -> dict[str, float]:
 
 
 class TaskRun:
-    """A run on a real task, as ``salt_jax.training.loop`` sets it up, without a workdir.
+    """A run on a real task, as ``salt_jax.run.loop`` sets it up, without a workdir.
 
     A context manager: the data set's files last as long as it does.
     """

@@ -24,12 +24,12 @@ from configs import arithmetic
 from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
 from experiments.benchmarks.salt_overhead import ratio
+from salt_jax.distributed.sharding import make_mesh
+from salt_jax.learner.settings import RunConfig
+from salt_jax.learner.state import TrainState, make_optimizer
+from salt_jax.learner.step import jit_train_step
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training.guards import MONITORS, Guards
-from salt_jax.training.settings import RunConfig
-from salt_jax.training.sharding import make_mesh
-from salt_jax.training.state import TrainState, make_optimizer
-from salt_jax.training.step import jit_train_step
+from salt_jax.run.guards import MONITORS, Guards
 
 LIMIT = 1.02  # of the whole step
 FAR = 1e30  # no metric is past it

@@ -29,12 +29,12 @@ from ml_collections import config_dict
 from configs import arithmetic, base
 from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
+from salt_jax.distributed.sharding import make_mesh, tree_shardings
+from salt_jax.learner.reweighting import first_basis
+from salt_jax.learner.state import init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training import config as training_config
-from salt_jax.training.reweighting import first_basis
-from salt_jax.training.sharding import make_mesh, tree_shardings
-from salt_jax.training.state import init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step
+from salt_jax.run import config as training_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "off": {"enabled": False},

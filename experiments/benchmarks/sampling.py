@@ -29,9 +29,9 @@ from flax import nnx
 from experiments.arguments import local_path
 from experiments.benchmarks import report
 from experiments.benchmarks.salt_overhead import POLICIES as OTHERS
+from salt_jax.learner.state import init_params, make_policy
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig, sample
-from salt_jax.training.state import init_params, make_policy
 
 POLICIES: dict[str, dict[str, Any]] = {
     "smollm2-135m": {

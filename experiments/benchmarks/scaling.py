@@ -31,8 +31,8 @@ from jax.sharding import NamedSharding
 from experiments.arguments import local_path
 from experiments.benchmarks import figures, report
 from salt_jax import geometry
-from salt_jax.layout import Layout
-from salt_jax.training.sharding import make_mesh
+from salt_jax.distributed.layout import Layout
+from salt_jax.distributed.sharding import make_mesh
 
 METHODS = ("exact", "sketch")
 AXES = ("m", "T", "V")

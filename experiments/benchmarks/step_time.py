@@ -31,13 +31,13 @@ from ml_collections import config_dict
 from configs import base
 from experiments.arguments import local_path
 from experiments.benchmarks import arms, report
+from salt_jax.distributed.sharding import make_mesh, tree_shardings
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step, sampling_key
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import sample
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training import config as training_config
-from salt_jax.training.sharding import make_mesh, tree_shardings
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step, sampling_key
+from salt_jax.run import config as training_config
 
 VOCABULARY = 512  # pad 0, end 1, start 2, then characters: token = 3 + code point
 PARAMETERS = 459_904

@@ -35,12 +35,12 @@ from configs import base
 from experiments.arguments import local_path
 from experiments.benchmarks import report
 from experiments.benchmarks.collectives import Collective, collectives, totals
+from salt_jax.learner.reweighting import first_basis
+from salt_jax.learner.state import TrainState, init_params, init_state, make_optimizer, make_policy
+from salt_jax.learner.step import jit_train_step
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.rollout import RolloutBatch
-from salt_jax.training import config as training_config
-from salt_jax.training.reweighting import first_basis
-from salt_jax.training.state import TrainState, init_params, init_state, make_optimizer, make_policy
-from salt_jax.training.step import jit_train_step
+from salt_jax.run import config as training_config
 
 NO_LIBTPU = 2
 AXES = ("data", "fsdp", "tensor")

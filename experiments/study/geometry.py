@@ -35,10 +35,10 @@ from experiments.benchmarks import report
 from experiments.study import geometry_proxy, geometry_statistics
 from experiments.study.geometry_rollouts import FEATURES, Frozen, Pool, deal, opened
 from salt_jax.graders import GraderError
+from salt_jax.models import run_steps
 from salt_jax.objective.advantages import group_advantages
-from salt_jax.policy import run_steps
-from salt_jax.training import setup, workdir
-from salt_jax.training.settings import ConfigError
+from salt_jax.run import setup, workdir
+from salt_jax.spec import ConfigError
 
 PROXY, REFERENCES = "score_mean", ("last_block", "all")
 FEW = 4  # rows of the smallest unit

@@ -19,7 +19,7 @@ from typing import Any
 from experiments import cli
 from experiments.arguments import local_path
 from experiments.benchmarks import figures
-from salt_jax.training.settings import ConfigError
+from salt_jax.spec import ConfigError
 
 SAID = {
     "score_sum": "score, sum", "score_mean": "score, mean", "taken_token": "taken token", "last_block": "last block",

@@ -20,16 +20,18 @@ import numpy as np
 from flax import nnx
 
 from salt_jax import geometry
+from salt_jax.collect import generation
+from salt_jax.distributed.sharding import make_mesh
 from salt_jax.graders import GraderError
+from salt_jax.learner.harvest import scores_of
+from salt_jax.learner.reweighting import mini_batch_gram
+from salt_jax.learner.settings import RunConfig
+from salt_jax.learner.state import init_params, make_policy
 from salt_jax.policy.logprobs import CompletionScores, completion_scores
 from salt_jax.rollout import RolloutBatch
+from salt_jax.run import provenance, setup
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import Task, prompt_batches
-from salt_jax.training import generation, provenance, setup
-from salt_jax.training.harvest import scores_of
-from salt_jax.training.reweighting import mini_batch_gram
-from salt_jax.training.settings import ConfigError, RunConfig
-from salt_jax.training.sharding import make_mesh
-from salt_jax.training.state import init_params, make_policy
 
 FEATURES = ("score_sum", "score_mean", "taken_token", "last_block", "all")
 BACKWARD = ("last_block", "all")  # one backward pass a rollout; mean over the rollout's tokens, as 'score_mean'

@@ -22,9 +22,9 @@ from rich.console import Console
 from experiments import cli, runs
 from experiments.arguments import local_path
 from experiments.study import plan
-from salt_jax.training import judging, provenance, setup
-from salt_jax.training.loop import train
-from salt_jax.training.preemption import Interrupted
+from salt_jax.run import judging, provenance, setup
+from salt_jax.run.loop import train
+from salt_jax.run.preemption import Interrupted
 
 # Of metrics.jsonl; means over EVERY steps are kept.
 KEPT = (

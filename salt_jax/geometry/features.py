@@ -20,6 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from salt_jax import vocab
+from salt_jax.distributed.layout import Layout
 from salt_jax.geometry.streaming import (
     Lower,
     Streaming,
@@ -27,7 +28,6 @@ from salt_jax.geometry.streaming import (
     plan,
     product_dtype,
 )
-from salt_jax.layout import Layout
 
 
 def lm_head_gram(

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from salt_jax import vocab
+from salt_jax.distributed.layout import Layout
 from salt_jax.geometry.features import check_inputs
 from salt_jax.geometry.streaming import Lower, product_dtype
-from salt_jax.layout import Layout
 
 DEFAULT_RANK_VOCAB, DEFAULT_RANK_HIDDEN = 1024, 64  # chosen by experiments/benchmarks/sketch_error.py
 RANDOM_SHARE = 8  # one column of so many is random: kept ones cost less and say more

@@ -5,7 +5,7 @@ release), or its loss gains (the paper), a divergence to the proxy: the policy r
 constant. Which tokens those are is decided once a minibatch, from the policy before the update.
 
 The losses of the tokens are ``surrogates.lp_reg``; the streamed proxy, with no (N, T, V) array, is
-``salt_jax.vocab_kept``.
+``salt_jax.vocab.kept``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from salt_jax.objective.surrogate_options import LP_REG_FORMS
-from salt_jax.vocab_kept import DROPPED, KeptRule
+from salt_jax.vocab.kept import DROPPED, KeptRule
 
 Array = jax.Array
 

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from salt_jax.layout import Layout
+from salt_jax.distributed.layout import Layout
 from salt_jax.vocab import DEFAULT_CHUNK, Scalar, open_uniforms
-from salt_jax.vocab_tempered import tempered_statistics
+from salt_jax.vocab.tempered import tempered_statistics
 
 Array = jax.Array
 

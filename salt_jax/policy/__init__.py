@@ -1,1 +1,1 @@
-"""The policy: a decoder, its log-probabilities, the sampler, and pretrained models in and out."""
+"""The policy: a decoder, its log-probabilities and the sampler."""

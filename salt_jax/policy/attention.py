@@ -33,7 +33,7 @@ from salt_jax.products import einsum, precision
 
 Array = jax.Array
 MASKED = -1e30  # finite, so that a row without any key gives a uniform softmax instead of NaN
-BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"  # of the mesh, as training/sharding.py names them
+BATCH_AXES, HEAD_AXIS = ("data", "fsdp"), "tensor"  # of the mesh, as distributed/sharding.py names them
 LANES, LARGEST_BLOCK = 128, 512  # tokens: what a block of the splash kernel is a multiple of, and at most
 
 

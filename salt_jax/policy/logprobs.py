@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from salt_jax.distributed.layout import Layout
 from salt_jax.geometry import Sketch, hidden_moment, num_signs, rollout_sketches
-from salt_jax.layout import Layout
 from salt_jax.policy.transformer import Decoder
 from salt_jax.rollout import RolloutBatch
 from salt_jax.vocab import DEFAULT_CHUNK, projected_log_probs, token_log_probs
-from salt_jax.vocab_kept import KeptRule, kept_log_mass, log_proxy
+from salt_jax.vocab.kept import KeptRule, kept_log_mass, log_proxy
 
 Array = jax.Array
 

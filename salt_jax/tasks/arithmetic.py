@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from salt_jax.graders import exact_match
+from salt_jax.spec import one_line
 from salt_jax.tasks.arithmetic_problems import OPERATORS, ArithmeticProblems
-from salt_jax.tasks.records import one_line
 from salt_jax.tasks.task import Example, Task
 from salt_jax.tasks.tokenizers import CharTokenizer, Tokenizer
 

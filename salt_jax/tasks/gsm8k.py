@@ -9,8 +9,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from salt_jax.spec import one_line
 from salt_jax.tasks.paths import expanded
-from salt_jax.tasks.records import Row, one_line, read_rows
+from salt_jax.tasks.records import Row, read_rows
 from salt_jax.tasks.references import usable
 from salt_jax.tasks.settings import STEP_BY_STEP, check_text, math_grader, need_tokenizer, with_suffix
 from salt_jax.tasks.task import Example, Source, Task

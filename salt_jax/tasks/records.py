@@ -13,6 +13,7 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any
 
+from salt_jax.spec import one_line
 from salt_jax.tasks.formats import READERS, no_data
 from salt_jax.tasks.paths import expanded
 
@@ -210,18 +211,6 @@ def read_rows(path: str | os.PathLike[str], *, setting: str = "", hint: str = ""
         raise ValueError(f"{name} cannot be read: {_reason(error)}") from None
     if not count:
         raise ValueError(f"{name} has no rows: an empty data set")
-
-
-def one_line(text: str, longest: int | None = None) -> str:
-    """A text for an error: what is not printable is written as an escape, the middle of a long text is left out.
-
-    Example:
-      >>> one_line("a\\nb \\x1b[2J"), one_line("0123456789", longest=5)
-      ('a\\\\nb \\\\x1b[2J', '01...89')
-    """
-    if longest is not None and len(text) > longest:
-        text = f"{text[: longest // 2]}...{text[-(longest // 2) :]}"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _deeper_than(depth: int, value: Any) -> bool:

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable
 
 from salt_jax.graders import Grader, GraderError
-from salt_jax.tasks.records import LONGEST, one_line
+from salt_jax.spec import one_line
+from salt_jax.tasks.records import LONGEST
 from salt_jax.tasks.settings import check_choice
 from salt_jax.tasks.task import Example, Source, Task
 

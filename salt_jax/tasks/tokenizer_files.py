@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from salt_jax.spec import one_line
 from salt_jax.tasks.json_values import (
     FLAG,
     OBJECT,
@@ -26,7 +27,6 @@ from salt_jax.tasks.json_values import (
     whole,
 )
 from salt_jax.tasks.paths import check_pointer
-from salt_jax.tasks.records import one_line
 
 # What a tokenizer of transformers consists of, in one format or another; code that a folder brings is left behind.
 TOKENIZER_FILES = (

@@ -9,8 +9,8 @@ import jax
 import pytest
 
 from experiments.benchmarks import sampling
+from salt_jax.learner.state import init_params
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.training.state import init_params
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import arms, report, step_time
+from salt_jax.learner.state import init_params
 from salt_jax.policy.layers import TransformerConfig
-from salt_jax.training import config as training_config
-from salt_jax.training.state import init_params
+from salt_jax.run import config as training_config
 
 
 def tiny_config():

@@ -11,7 +11,7 @@ import pytest
 from experiments.benchmarks import tpu_aot
 from experiments.benchmarks.collectives import collectives
 from experiments.benchmarks.tpu_aot import ARMS, HBM, PLANS, plan_config
-from salt_jax.training import config as training_config
+from salt_jax.run import config as training_config
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 
 from experiments.accelerator.learning import arithmetic_task
 from experiments.accelerator.study import Laboratory, Problems
+from salt_jax.collect.generation import grade_samples
 from salt_jax.policy.sampler import Samples
-from salt_jax.training.generation import grade_samples
 
 
 def test_completions_are_graded_on_the_device_as_the_task_grades_them(monkeypatch):

@@ -19,9 +19,10 @@ from absl import flags
 from configs import arithmetic, base
 from experiments import cli, overrides
 from experiments.arguments import local_path
-from salt_jax.training import workdir
-from salt_jax.training.config import ConfigError, parse
-from salt_jax.training.loop import train
+from salt_jax.run import workdir
+from salt_jax.run.config import parse
+from salt_jax.run.loop import train
+from salt_jax.spec import ConfigError
 from tests.experiments.command_lines import CommandLines
 from tests.house import REPOSITORY
 

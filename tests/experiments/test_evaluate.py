@@ -1,4 +1,4 @@
-"""The evaluation's folder, table and comparison; the policy itself is tests/training's."""
+"""The evaluation's folder, table and comparison; the policy itself is tests/run's."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ml_collections import config_dict
 from rich.console import Console
 
 from experiments import cli, evaluate, scores
-from salt_jax.evaluate import ProblemResult, read_problems, summarize
-from salt_jax.policy.integrity import seal
-from salt_jax.training.identity import Identity
-from salt_jax.training.workdir import ConfigError
+from salt_jax.evaluation.evaluate import ProblemResult, read_problems, summarize
+from salt_jax.models.integrity import seal
+from salt_jax.run.identity import Identity
+from salt_jax.spec import ConfigError
 
 
 def problem(name: str, rewards: list[float], answers: list[str | None] | None = None) -> ProblemResult:
@@ -192,7 +192,7 @@ def test_a_comparison_without_an_interval(tmp_path):
 def command(monkeypatch, tmp_path):
     """`command(flag=value)` runs main with a policy that gives BETTER; `asked` has its runs and steps."""
     asked = []
-    judging = types.ModuleType("salt_jax.training.judging")
+    judging = types.ModuleType("salt_jax.run.judging")
 
     def evaluate_run(config, run_folder, console, step, accept):
         accept(made, {"date": "2026-11-28T09:00:00", **made.record()})
@@ -200,7 +200,7 @@ def command(monkeypatch, tmp_path):
         return BETTER
 
     judging.evaluate_run = evaluate_run
-    monkeypatch.setitem(sys.modules, "salt_jax.training.judging", judging)
+    monkeypatch.setitem(sys.modules, "salt_jax.run.judging", judging)
     config = config_dict.create(task={"name": "arithmetic", "correct_from": 1.0})
     made = Identity()
     for name in MADE_FROM:

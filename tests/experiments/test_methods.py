@@ -10,10 +10,10 @@ from rich.console import Console
 
 from configs import methods as forms
 from experiments import methods
+from salt_jax.collect import COLLECTORS
 from salt_jax.objective.shaping import overlong_penalty
-from salt_jax.training import loop
-from salt_jax.training.collect import COLLECTORS
-from salt_jax.training.config import parse
+from salt_jax.run import loop
+from salt_jax.run.config import parse
 from tests.house import REPOSITORY
 
 

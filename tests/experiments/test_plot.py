@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from experiments import plot, runs
-from salt_jax.training.config import ConfigError
+from salt_jax.spec import ConfigError
 
 STEPS = 200
 

@@ -17,13 +17,13 @@ from rich.console import Console
 
 from configs import arithmetic
 from experiments import replay
-from salt_jax.training import dumps, loop
-from salt_jax.training import setup as run_setup
-from salt_jax.training.config import parse
-from salt_jax.training.guards import NonFiniteError
-from salt_jax.training.sharding import make_mesh
-from salt_jax.training.state import init_state, make_optimizer
-from salt_jax.training.step import jit_train_step
+from salt_jax.distributed.sharding import make_mesh
+from salt_jax.learner.state import init_state, make_optimizer
+from salt_jax.learner.step import jit_train_step
+from salt_jax.run import dumps, loop
+from salt_jax.run import setup as run_setup
+from salt_jax.run.config import parse
+from salt_jax.run.guards import NonFiniteError
 from tests import training_setup as setup
 
 CONFIG = {"salt.enabled": False, "learner.minibatches": 2, "steps": 9}

@@ -14,11 +14,11 @@ from flax import nnx
 
 from configs import arithmetic
 from experiments import select_data
-from salt_jax.policy import policy_folder
-from salt_jax.policy.hf import open_checkpoint
+from salt_jax.learner.state import init_params, make_policy
+from salt_jax.models import policy_folder
+from salt_jax.models.hf import open_checkpoint
+from salt_jax.run.config import OF_EVERY_TASK
 from salt_jax.tasks.arithmetic import make_arithmetic
-from salt_jax.training.config import OF_EVERY_TASK
-from salt_jax.training.state import init_params, make_policy
 from tests.pretrained_setup import CONFIG, TEMPLATE, WORDS, model_folder
 from tests.reference.selection import loop_spice
 

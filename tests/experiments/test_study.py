@@ -14,7 +14,7 @@ import pytest
 
 from experiments.study import __main__ as runner
 from experiments.study import one, plan, report, statistics
-from salt_jax.training.config import parse
+from salt_jax.run.config import parse
 from tests.house import REPOSITORY
 
 RESULTS = REPOSITORY / runner.RESULTS

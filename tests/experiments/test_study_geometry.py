@@ -17,8 +17,8 @@ from experiments.study import geometry, geometry_proxy, geometry_report, geometr
 from experiments.study import geometry_statistics as statistics
 from salt_jax import geometry as library
 from salt_jax.policy.logprobs import completion_scores
-from salt_jax.training import setup
-from salt_jax.training.settings import ConfigError
+from salt_jax.run import setup
+from salt_jax.spec import ConfigError
 
 
 def grams_of(units: int, size: int, dimension: int = 7, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import pytest
 
 from experiments import fault_runs
 from experiments.fault_kinds import KINDS, SmallDisk, damage
-from salt_jax.policy import integrity
+from salt_jax.models import integrity
 from tests.experiments.command_lines import CommandLines
 from tests.house import REPOSITORY
 

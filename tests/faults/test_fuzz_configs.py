@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from configs import base
 from experiments import cli
+from salt_jax.collect import COLLECTORS
 from salt_jax.objective import AGGREGATIONS, ESTIMATORS, SURROGATES
+from salt_jax.run.config import FEATURES, SCHEDULES
+from salt_jax.run.setup import check
 from salt_jax.salt import VARIANTS
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import TASKS
-from salt_jax.training.collect import COLLECTORS
-from salt_jax.training.config import FEATURES, SCHEDULES
-from salt_jax.training.settings import ConfigError
-from salt_jax.training.setup import check
 from tests.house import REPOSITORY
 from tests.training_setup import tiny_config
 

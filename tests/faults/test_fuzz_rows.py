@@ -21,10 +21,10 @@ from salt_jax.graders import Grader, grade_all
 from salt_jax.graders.choice import find_choice
 from salt_jax.graders.code import parse_reference
 from salt_jax.graders.mathematics import last_number
+from salt_jax.run.setup import naming
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import TASKS, check_prompt_lengths, check_solution_lengths
 from salt_jax.tasks.settings import math_grader
-from salt_jax.training.settings import ConfigError
-from salt_jax.training.setup import naming
 
 EXAMPLES = 500
 

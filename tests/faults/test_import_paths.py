@@ -8,10 +8,10 @@ import sys
 import pytest
 
 from salt_jax.graders.custom import by_name, call_user
+from salt_jax.run.config import parse
+from salt_jax.run.setup import check, make_task
+from salt_jax.spec import ConfigError
 from salt_jax.tasks import TASKS
-from salt_jax.training.config import parse
-from salt_jax.training.settings import ConfigError
-from salt_jax.training.setup import check, make_task
 from tests.faults.test_fuzz_rows import Bytes
 from tests.training_setup import tiny_config
 

@@ -25,8 +25,8 @@ import pytest
 from rich.console import Console
 
 from configs import arithmetic
-from salt_jax.training import loop, workdir
-from salt_jax.training.hosts_start import ADDRESS, COUNT, INDEX
+from salt_jax.distributed.hosts_start import ADDRESS, COUNT, INDEX
+from salt_jax.run import loop, workdir
 from tests.conftest import REPOSITORY
 
 STEPS, WARM = 4, 6

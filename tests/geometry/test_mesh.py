@@ -11,7 +11,7 @@ import pytest
 
 from experiments.benchmarks.collectives import collectives
 from salt_jax import geometry, vocab
-from salt_jax.layout import Layout
+from salt_jax.distributed.layout import Layout
 from tests.one_program import one_program
 
 pytestmark = pytest.mark.mesh

@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 
 from salt_jax.objective import SurrogateOptions, policy_loss
 from salt_jax.objective.lp_reg import lp_reg_tokens, proxy
-from salt_jax.vocab_kept import DROPPED, KeptRule, kept_log_mass, log_proxy
+from salt_jax.vocab.kept import DROPPED, KeptRule, kept_log_mass, log_proxy
 from tests.objective.golden_methods import PRECISIONS, assert_close, case, evaluate
 from tests.one_program import one_program
 

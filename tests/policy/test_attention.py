@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from salt_jax.distributed.sharding import make_mesh
+from salt_jax.learner.state import make_policy
 from salt_jax.policy import attention
 from salt_jax.policy.attention import ATTENTION, check_backend, segments, splash
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.transformer import left_aligned
-from salt_jax.training.sharding import make_mesh
-from salt_jax.training.state import make_policy
 from tests.reference.jaxpr import equations
 from tests.training_setup import call, largest_difference, policy_and_params
 

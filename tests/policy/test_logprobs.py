@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from salt_jax.policy.logprobs import completion_scores
-from salt_jax.vocab_kept import KeptRule
+from salt_jax.vocab.kept import KeptRule
 from tests import training_setup as setup
 from tests.reference import transformer as reference
 from tests.reference import vocab

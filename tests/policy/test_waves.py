@@ -12,11 +12,11 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from salt_jax.collect.generation import jit_sampler
+from salt_jax.distributed.sharding import make_mesh
 from salt_jax.policy.layers import TransformerConfig
 from salt_jax.policy.sampler import SamplingConfig, sample
 from salt_jax.policy.waves import MIB, Waves, plan_waves, wave_bytes
-from salt_jax.training.generation import jit_sampler
-from salt_jax.training.sharding import make_mesh
 from tests.reference.jaxpr import outputs
 from tests.training_setup import policy_and_params
 

@@ -11,7 +11,7 @@ import tokenizers
 import transformers
 from transformers.utils import chat_template_utils
 
-from salt_jax.policy.gguf import smollm2_path
+from salt_jax.models.gguf import smollm2_path
 from salt_jax.tasks.hf_tokenizer import PretrainedTokenizer, check_vocabulary, load_tokenizer
 from salt_jax.tasks.paths import LFS
 from salt_jax.tasks.tokenizer_files import _KEYS

@@ -1,0 +1,1 @@
+"""Where arrays lie and which process does what: layouts, meshes, many processes."""

@@ -1,0 +1,1 @@
+"""Held-out evaluation: completions of problems, avg@n, pass@k, maj@n, paired differences."""

@@ -1,0 +1,1 @@
+"""The pure part of training: state, advantages, geometry, one update."""

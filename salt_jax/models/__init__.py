@@ -1,0 +1,1 @@
+"""Pretrained models and finished runs, in and out: Hugging Face folders, GGUF, policy folders."""

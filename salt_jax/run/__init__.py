@@ -1,0 +1,1 @@
+"""The imperative part of training: settings, set-up, the loop, checkpoints, records."""

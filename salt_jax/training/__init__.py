@@ -1,1 +1,0 @@
-"""Training: configuration, state, the step, the loop around it, checkpoints and records."""
