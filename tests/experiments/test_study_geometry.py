@@ -307,10 +307,12 @@ def test_each_unit_has_its_own_rollouts_and_advantages(prompts, calls):
         rows = geometry_rollouts.deal(0, prompts=prompts, rollouts=8, group=group, rows=16)
         a = geometry.advantages(rewards[rows].astype(float))
         updates = np.einsum("bg,bgd->bd", a, frozen.features[rows])
-        squares = np.einsum("bg,bgd->b", a**2, frozen.features[rows] ** 2)
+        squares = np.einsum("bg,bgd->b", a**2, frozen.features[rows] ** 2)[:, None]
         of = {row["scope"]: row for row in cells if row["group"] == group and row["feature"] == "all"}
         assert of["group"]["ratio"] == pytest.approx(np.sum(updates**2) / squares.sum(), rel=1e-9)
         assert of["mini_batch"]["ratio"] == pytest.approx(np.sum(updates.sum(0) ** 2) / squares.sum(), rel=1e-9)
+        by_prompt = statistics.jackknife(np.sum(updates**2, axis=1), squares.sum(axis=1), rows[:, 0] // 8)
+        assert of["group"]["ratio_se"] == pytest.approx(by_prompt[1], rel=1e-9)  # groups of one prompt together
         assert of["mini_batch"]["units"] == 1
         assert of["rows_4"]["units"] == 4
         out = np.sum(updates.sum(0) ** 2) / np.sum(updates**2)
