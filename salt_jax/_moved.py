@@ -77,7 +77,7 @@ class _Alias(InspectLoader):
         return spec.loader.get_code(self.new)
 
     def get_source(self, fullname: str) -> str | None:
-        """The new module's text."""
+        """None: the new module has its own."""
         return None
 
 

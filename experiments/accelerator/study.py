@@ -112,7 +112,7 @@ class Laboratory:
         config.learner.length_buckets = 1
         config.salt.measure_every = 0
         if self.size == "small":
-            config.policy.num_layers = 1  # half the time to compile, in a rehearsal
+            config.policy.num_layers = 1  # of two: a rehearsal compiles it
         config.update_from_flattened_dict(changes)
         return training_config.parse(config)
 

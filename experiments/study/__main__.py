@@ -9,7 +9,6 @@ With --hours no run is started that would not be done by then. Exit status 1: a 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -18,44 +17,13 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from experiments.arguments import local_path
 from experiments.study import plan
+from experiments.study.results import RESULTS, last_accuracy, load
 
-RESULTS = Path("docs/results/runs")
 GUESS = 150.0  # seconds of a run on one core, before any has been made
-
-
-def load(folder: Path) -> dict[str, dict[str, Any]]:
-    """All results, by name.
-
-    Raises:
-      ValueError: one line: a file that is no result, or whose run has other settings now.
-    """
-    found = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(path.read_text())
-            changes, name = result["changes"], result["name"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a result of a run: {type(error).__name__}: {error}") from None
-        if name != path.stem or changes != json.loads(json.dumps(plan.parse(name).changes)):
-            raise ValueError(
-                f"{path} was made with other settings than {name} has now; move it away to make it again"
-            )
-        found[name] = result
-    return found
-
-
-def last_accuracy(result: Mapping[str, Any]) -> float:
-    """Greedy accuracy after the last step; 0 of a run that stopped itself.
-
-    >>> last_accuracy({"stopped": None, "accuracy": {"0": 0.2, "1200": 0.7}})
-    0.7
-    """
-    return 0.0 if result["stopped"] else float(result["accuracy"][str(plan.STEPS)])
 
 
 def seconds_of(run: plan.Run, results: Mapping[str, Mapping[str, Any]]) -> float:

@@ -12,23 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from experiments.study.geometry_statistics import participation_ratios, ratio, salt_of
 
 Array = np.ndarray
 NULLS = ("measured", "permuted", "noise")
 NAMES = ("spearman", "sign", "pr_error", "overlap", "k_match", "k_proxy", "k_reference", "cosine")
-
-
-def ranks(values: Array) -> Array:
-    """Ranks from 1 on, equal values sharing their mean.
-
-    Example:
-      >>> ranks(np.array([5.0, 1.0, 5.0])).tolist()
-      [2.5, 1.0, 2.5]
-    """
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
 
 
 def spearman(x: Array, y: Array) -> float:
@@ -38,7 +28,7 @@ def spearman(x: Array, y: Array) -> float:
       >>> round(spearman(np.array([1.0, 2.0, 9.0]), np.array([0.0, 5.0, 6.0])), 6)
       1.0
     """
-    x, y = (r - r.mean() for r in (ranks(x), ranks(y)))
+    x, y = (r - r.mean() for r in (stats.rankdata(x), stats.rankdata(y)))
     return float(ratio(np.array(x @ y), np.array(np.linalg.norm(x) * np.linalg.norm(y))))
 
 

@@ -2,7 +2,8 @@
 
 NAME is a run of ``plan``, or 'warm-sSEED', the supervised phase that all runs of a seed start from. Trains in DIR/NAME,
 evaluates the last policy at temperature 1 too, and writes RESULTS/NAME.json. An interrupted run goes on; one that
-stops itself, as with numbers that are not finite, has a result too: it counts, with an accuracy of 0.
+diverges, as with numbers that are not finite, has a result too: it counts, with an accuracy of 0. What else ends a run,
+as a full disk, says nothing of its arm: one line, exit status 1, no result.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,13 @@ from rich.console import Console
 
 from experiments import cli, runs
 from experiments.arguments import local_path
+from experiments.benchmarks.report import cores, cpu_model
 from experiments.study import plan
 from salt_jax.run import judging, provenance, setup
+from salt_jax.run.guards import DivergenceError, NonFiniteError
 from salt_jax.run.loop import train
 from salt_jax.run.preemption import Interrupted
+from salt_jax.run.workdir import write_atomically
 
 # Of metrics.jsonl; means over EVERY steps are kept.
 KEPT = (
@@ -60,7 +63,7 @@ def train_one(name: str, workdir: Path) -> dict[str, Any]:
     console, began, stopped, sampled = Console(width=200), time.perf_counter(), None, None
     try:
         train(config, folder, console)
-    except cli.STOPS as error:
+    except (NonFiniteError, DivergenceError) as error:
         stopped = str(error)
     seconds = time.perf_counter() - began
     if stopped is None:
@@ -78,25 +81,14 @@ def train_one(name: str, workdir: Path) -> dict[str, Any]:
         "windows": windows(made.metrics),
         "seconds": round(seconds, 1),
         "made_by": {key: stamp[key] for key in ("salt-jax", "commit", "modified", "python", "jax")}
-        | {"date": time.strftime("%Y-%m-%d"), "machine": processor()},
+        | {"date": time.strftime("%Y-%m-%d"), "machine": f"{cpu_model()}, {cores()} core(s)"},
     }  # fmt: skip
-
-
-def processor() -> str:
-    """The processor's name, and how many cores this process may use."""
-    names = []
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} core(s)"
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
     """Whole or not at all: a result that exists is not made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
-    os.replace(new, path)
+    write_atomically(path, json.dumps(result, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,17 +102,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.core is not None:  # before JAX counts them
         os.sched_setaffinity(0, {options.core})
 
+    warm = options.name.removeprefix("warm-s")
     try:
-        if options.name.startswith("warm-s") and options.name[6:].isdecimal():
-            train(plan.warm_config(int(options.name[6:])), options.workdir / options.name)
+        if warm != options.name and warm.isdecimal():
+            train(plan.warm_config(int(warm)), options.workdir / options.name)
         else:
             write(options.results / f"{options.name}.json", train_one(options.name, options.workdir))
     except Interrupted as interrupted:
         print(f"interrupted by {interrupted}: saved; the same command goes on", file=sys.stderr)
         return interrupted.status
-    except (ValueError, *cli.STOPS) as error:
+    except (cli.ConfigError, *cli.STOPS) as error:
         print(f"error: {error}", file=sys.stderr)
-        return cli.BAD_INPUT
+        return cli.BAD_INPUT if isinstance(error, cli.ConfigError) else cli.STOPPED
     return 0
 
 

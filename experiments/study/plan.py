@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import arithmetic
+from salt_jax.spec import ConfigError
 
 STEPS = 1200
 ROLLOUTS = 512  # a step, whatever G
@@ -125,7 +126,7 @@ def parse(name: str) -> Run:
     """The run of that name.
 
     Raises:
-      ValueError: one line: the name is of no run.
+      ConfigError: one line: the name is of no run.
     """
     match = re.fullmatch(r"(\w+)-g(\d+)-r([\d.e-]+)-s(\d+)", name)
     try:
@@ -135,7 +136,7 @@ def parse(name: str) -> Run:
                 return run
     except ValueError:
         pass
-    raise ValueError(
+    raise ConfigError(
         f"{name!r} names no run; write ARM-gG-rRATE-sSEED, as salt-g16-r0.0003-s1, with G a divisor of 512"
     )
 
@@ -171,11 +172,11 @@ def chosen_rates(accuracy: Mapping[str, float]) -> dict[str, float]:
       accuracy: of a run's name, after its last step; a run that stopped itself counts as 0.
 
     Raises:
-      ValueError: runs are missing, with the first of them.
+      ConfigError: runs are missing, with the first of them.
     """
     missing = [run.name for run in rate_runs() if run.name not in accuracy]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"learning rates are not chosen yet: {len(missing)} runs of 'rates' are missing, as {missing[0]}"
         )
 
@@ -220,7 +221,7 @@ def runs(part: str, accuracy: Mapping[str, float]) -> Sequence[Run]:
     """The runs of a part of the study, in order; later parts need what earlier ones found.
 
     Raises:
-      ValueError: one line: an earlier part is not done.
+      ConfigError: one line: an earlier part is not done.
     """
     if part == "rates":
         return rate_runs()
@@ -231,7 +232,7 @@ def runs(part: str, accuracy: Mapping[str, float]) -> Sequence[Run]:
         return exploratory_runs(rates)
     missing = [run.name for run in contrast_runs(rates) if run.name not in accuracy]
     if missing:
-        raise ValueError(
+        raise ConfigError(
             f"the best geometric arm is not known yet: {len(missing)} runs of 'contrasts' are missing, as {missing[0]}"
         )
     return scaling_runs(rates, scaling_arms(accuracy, rates))

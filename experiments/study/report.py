@@ -18,7 +18,8 @@ import numpy as np
 
 from experiments.arguments import local_path
 from experiments.study import figures, plan
-from experiments.study.__main__ import RESULTS, last_accuracy, load
+from experiments.study.geometry_report import table
+from experiments.study.results import RESULTS, last_accuracy, load
 from experiments.study.statistics import holm, interval, sign_flip_p
 
 TABLES = "tables.md"
@@ -79,12 +80,6 @@ def spread(values: Sequence[float]) -> str:
     return f"{number(float(np.mean(values)))} ± {number(float(np.std(values, ddof=1)))}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def rates_table(results: Results, rates: Mapping[str, float]) -> str:
     """Accuracy of every arm at every rate; what was chosen is bold."""
     rows = []
@@ -135,7 +130,7 @@ def differences(results: Results, rates: Mapping[str, float], contrast: plan.Con
 
 
 def contrasts_table(paired: Mapping[str, Sequence[float]]) -> str:
-    """The six contrasts; no p before all seeds of all of them are there: nobody looks while it is running."""
+    """The six contrasts; no p before all seeds of all of them are there: how many there are was fixed beforehand."""
     done = all(len(values) == len(plan.SEEDS) for values in paired.values())
     p_values = {name: sign_flip_p(values) for name, values in paired.items()} if done else {}
     adjusted = holm(p_values)

@@ -206,7 +206,7 @@ def _natural(x: Inputs, vector: jax.Array) -> Channels:
     assert x.basis is not None
     most = jnp.maximum(x.basis.rank.astype(jnp.float32) - 1.0, 0.5)
     gains_m = _damping(x.basis, jnp.minimum(x.k.astype(jnp.float32), most))
-    # Not vector − shared, which cancels where λ is small; padding has zeros in every eigenvector that it is not.
+    # From the complementary gains, not as vector − shared: that would cancel where λ is small.
     residual = project(x.basis.vectors, 1.0 - gains_m, vector)
     return Channels(vector - residual, residual, x.alpha, residual)
 

@@ -34,31 +34,10 @@ from salt_jax.vocab.chunks import (
     check_shapes,
     check_temperature,
     fold_chunks,
-    open_uniforms,
-    residual,
     scaled_logits,
     sign_key,
     signs,
 )
-
-__all__ = [
-    "DEFAULT_CHUNK",
-    "Chunk",
-    "Scalar",
-    "TokenLogProbs",
-    "check_positive",
-    "check_shapes",
-    "check_temperature",
-    "fold_chunks",
-    "log_normalizers",
-    "open_uniforms",
-    "projected_log_probs",
-    "residual",
-    "scaled_logits",
-    "sign_key",
-    "signs",
-    "token_log_probs",
-]
 
 DEFAULT_CHUNK = 4096
 """Vocabulary columns held at once: N x 4096 float32 logits, 16 MiB per thousand tokens."""

@@ -7,17 +7,20 @@ import itertools
 import json
 import math
 import re
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.study import __main__ as runner
-from experiments.study import one, plan, report, statistics
+from experiments.study import one, plan, report, results, statistics
 from salt_jax.run.config import parse
+from salt_jax.run.guards import NonFiniteError
+from salt_jax.run.workdir import StorageError
 from tests.house import REPOSITORY
 
-RESULTS = REPOSITORY / runner.RESULTS
+RESULTS = REPOSITORY / results.RESULTS
 RUN = plan.Run("salt", 3e-4, 1)
 EVERY_ARM = [*plan.ARMS, *plan.EXPLORATORY]
 
@@ -68,7 +71,7 @@ def test_seed_rate_and_group_change_nothing_else():
 def test_the_same_seed_gave_the_same_first_batch():
     """The mean reward of 512 rollouts before the first update, in every run that was made."""
     seen: dict[tuple[int, int], set[float]] = {}
-    for name, result in runner.load(RESULTS).items():
+    for name, result in results.load(RESULTS).items():
         run = plan.parse(name)
         seen.setdefault((run.seed, run.group), set()).add(result["first_reward"])
     assert all(len(rewards) == 1 for rewards in seen.values())
@@ -222,6 +225,25 @@ def test_windows_are_means_of_a_hundred_steps_where_a_metric_is_defined():
     assert "entropy" not in found
 
 
+def test_a_run_that_diverges_counts_and_a_full_disk_does_not(tmp_path, monkeypatch, capsys):
+    def train(config, folder, console=None):
+        raise error
+
+    made = types.SimpleNamespace(evaluations=[{"step": 0, "accuracy": 0.2}], metrics=[])
+    monkeypatch.setattr(one, "train", train)
+    monkeypatch.setattr(one.runs, "load", lambda folders: [made])
+    command = [RUN.name, f"--workdir={tmp_path}", f"--results={tmp_path / 'results'}"]
+    error: Exception = StorageError("no space left")
+    assert one.main(command) == 1
+    assert not (tmp_path / "results").exists()
+    error = NonFiniteError("step 7: the loss is not finite")
+    assert one.main(command) == 0
+    found = json.loads((tmp_path / "results" / f"{RUN.name}.json").read_text())
+    assert found["stopped"] == "step 7: the loss is not finite"
+    assert results.last_accuracy(found) == 0
+    assert one.main(["slat-g16-r0.0003-s1", *command[1:]]) == 2
+
+
 # Statistics and tables.
 
 
@@ -299,4 +321,4 @@ def test_report_draws_what_there_is_and_its_tables_can_be_checked(tmp_path, caps
 
 
 def test_the_committed_tables_are_what_the_committed_results_say():
-    assert (RESULTS.parent / report.TABLES).read_text() == report.report(runner.load(RESULTS))
+    assert (RESULTS.parent / report.TABLES).read_text() == report.report(results.load(RESULTS))

@@ -177,13 +177,12 @@ def test_mini_batches_are_of_as_many_prompts_as_there_are(prompts, group):
 # --- the proxy ---
 
 
-def test_ranks_and_spearman_are_those_of_loops():
+def test_spearman_is_that_of_ranks_in_a_loop():
     x, y = np.array([3.0, 1.0, 3.0, 2.0, 5.0]), np.array([1.0, 1.0, 4.0, 0.0, 2.0])
 
     def slow(values: np.ndarray) -> np.ndarray:
         return np.array([1 + sum(o < v for o in values) + (sum(o == v for o in values) - 1) / 2 for v in values])
 
-    assert geometry_proxy.ranks(x).tolist() == slow(x).tolist()
     assert geometry_proxy.spearman(x, y) == pytest.approx(np.corrcoef(slow(x), slow(y))[0, 1], rel=1e-12)
     assert geometry_proxy.spearman(x, np.ones(5)) == 0
 
